@@ -1,0 +1,1 @@
+"""Multi-head attention with exchangeable ports, rotary positions, and decode state."""

@@ -1,0 +1,266 @@
+"""Multi-head attention with four exchangeable ports: project, mechanism, score, merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mapformers.attention.rotary import rotate
+from mapformers.attention.state import Inputs, PlanState, step_plan
+from mapformers.core.errors import require
+from mapformers.core.mechanism import Mechanism, Shape
+from mapformers.core.scope import Scope
+from mapformers.core.score import Pairs, ScoreTerm
+from mapformers.functional import check_supports
+from mapformers.heads.merging import Merge
+from mapformers.heads.projection import Projection, Sizes
+from mapformers.kernels.run import run_output
+
+
+class AttentionResult(NamedTuple):
+    """output [B, N, dim]; losses: auxiliary losses by name, unweighted scalars (empty outside training)."""
+
+    output: Tensor
+    losses: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What a layer is told beside its ports.
+
+    causal   strict causality; a context (cross-attention) is never causal
+    rotary   rotate q and k by true positions, after the plan was made; base as in Su et al. 2021
+    dropout  of the heads' outputs, in training
+    """
+
+    causal: bool = False
+    rotary: bool = False
+    rotary_base: float = 10000.0
+    dropout: float = 0.0
+
+
+@dataclass
+class AttentionState:
+    """Decode state of one layer: tokens seen per row, and what each mechanism remembers."""
+
+    length: Tensor  # [B]
+    parts: list[PlanState | None] = field(default_factory=list)
+
+    def reorder(self, index: Tensor) -> AttentionState:
+        """Batch rows in another order (beams): row b of the result is row index[b]."""
+        for part in self.parts:
+            if part is not None:
+                part.reorder(index)
+        return replace(self, length=self.length.index_select(0, index))
+
+
+class _HeadsOf(ScoreTerm):
+    """A score term as seen by some of the heads of a layer."""
+
+    def __init__(self, term: ScoreTerm, first: int) -> None:
+        super().__init__()
+        self.term, self.first = term, first
+
+    def tile(self, pairs: Pairs) -> Tensor:
+        return self.term.tile(replace(pairs, head=pairs.head + self.first))
+
+
+class MultiHeadAttention(nn.Module):
+    """x [B, N, dim] -> [B, N, dim]. Mechanisms share the heads in the order given, `shares` heads each."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        mechanisms: list[tuple[Mechanism, int]],
+        project: Projection,
+        merge: Merge,
+        score: ScoreTerm | None,
+        options: AttentionOptions,
+    ) -> None:
+        super().__init__()
+        self.sizes, self.options = sizes, options
+        self.project, self.merge, self.score = project, merge, score
+        self.mechanisms = nn.ModuleList(mechanism for mechanism, _ in mechanisms)
+        self.shares = [share for _, share in mechanisms]
+        group = sizes.heads // project.kv_heads
+        for mechanism, share in mechanisms:
+            require(
+                share % group == 0,
+                f"{mechanism.card.name}: heads must be a multiple of heads / kv_heads = {group}, got "
+                f"{share}; "
+                "change the shares or kv_heads",
+            )
+            check_supports(mechanism, options.causal, rotary=options.rotary, score=score, grouped=group > 1)
+        require(
+            not options.rotary or sizes.head_dim % 2 == 0,
+            f"rotary: head_dim must be even, got {sizes.head_dim}; choose another head_dim or rotary=False",
+        )
+        self._kv_shares = [share // group for share in self.shares]
+
+    def forward(
+        self,
+        x: Tensor,
+        key_is_real: Tensor | None = None,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        context: Tensor | None = None,
+        context_is_real: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, N, dim] to [B, N, dim].
+
+        key_is_real [B, N] bool, False = padding; segments [B, N] int, packed documents; positions [B, N] int,
+        default the rank among the real tokens of the document. With context [B, M, dim] (and context_is_real
+        [B, M])
+        keys and values come from there, and nothing is causal.
+        Raises MapformersError for what a mechanism does not support.
+        """
+        if context is not None:
+            require(
+                segments is None and key_is_real is None,
+                "attention: context takes context_is_real, got key_is_real or segments; pass the "
+                "mask of the context",
+            )
+            require(
+                not self.options.causal,
+                "attention: context needs causal=False, got causal=True; make a layer for it",
+            )
+            return self._attend(x, context, Scope(key_is_real=context_is_real)).output
+        require(
+            context_is_real is None,
+            "attention: context_is_real goes with context, got it alone; use key_is_real",
+        )
+        return self.attend(x, key_is_real, segments, positions).output
+
+    def attend(
+        self,
+        x: Tensor,
+        key_is_real: Tensor | None = None,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> AttentionResult:
+        """Self-attention like `forward`, with the auxiliary losses beside the output."""
+        return self._attend(x, x, Scope.of(self.options.causal, key_is_real, segments, positions))
+
+    def init_state(self, batch_size: int = 1) -> AttentionState:
+        """An empty decode state. Raises MapformersError where the layer cannot decode exactly."""
+        require(
+            self.options.causal,
+            "attention: decoding needs causal=True, got causal=False; make a causal layer",
+        )
+        for mechanism in self._mechanisms():
+            require(
+                "decode" in mechanism.card.supports and mechanism.can_decode(),
+                f"{mechanism.card.name}: cannot decode token by token, got {mechanism.config}; run "
+                "the whole prefix",
+            )
+        device = next(self.parameters()).device
+        return AttentionState(
+            torch.zeros(batch_size, dtype=torch.long, device=device), [None] * len(self.shares)
+        )
+
+    def step(
+        self, x: Tensor, state: AttentionState, key_is_real: Tensor | None = None
+    ) -> tuple[Tensor, AttentionState]:
+        """The next tokens x [B, n, dim], n >= 1, after those of `state`: their outputs, and the new state.
+
+        Equal to the parallel form. The state passed in is consumed: its buffers are reused.
+        """
+        batch, n, _ = x.shape
+        require(
+            state.length.shape[0] == batch,
+            f"attention: x must have the state's batch size {state.length.shape[0]}, got {batch}; "
+            "reorder the state",
+        )
+        is_real = (
+            torch.ones(batch, n, dtype=torch.bool, device=x.device) if key_is_real is None else key_is_real
+        )
+        positions = (state.length[:, None] + is_real.long().cumsum(1) - 1).clamp(min=0)  # [B, n]
+        scope = Scope(causal=True, key_is_real=is_real, positions=positions)
+        outputs, parts = [], []
+        for i, (mechanism, q, k, v) in enumerate(self._split(x, x)):
+            plan = mechanism.plan(q, k, scope)
+            if self.options.rotary:
+                q, k = (rotate(y, positions, self.options.rotary_base) for y in (q, k))
+            attended, part = step_plan(
+                plan, state.parts[i], Inputs(q, k, v, positions, is_real), self._score_of(i)
+            )
+            outputs.append(attended.output)
+            parts.append(part)
+        return self.merge(torch.cat(outputs, 1)), AttentionState(state.length + is_real.sum(1), parts)
+
+    def update_centroids(self) -> None:
+        """Let mechanisms move what gradients do not. Call after the optimiser step."""
+        for mechanism in self._mechanisms():
+            mechanism.update_centroids()
+
+    def telemetry(self) -> dict[str, float]:
+        """Numbers about the state of the mechanisms, by name; of the first, where two have the same."""
+        numbers: dict[str, float] = {}
+        for mechanism in self._mechanisms():
+            numbers = {**mechanism.telemetry(), **numbers}
+        return numbers
+
+    def _attend(self, x: Tensor, context: Tensor, scope: Scope) -> AttentionResult:
+        scope.check(x.shape[0], x.shape[1], context.shape[1])
+        outputs: list[Tensor] = []
+        losses: dict[str, Tensor] = {}
+        gathering = self.training and not _in_backward()
+        for i, (mechanism, q, k, v) in enumerate(self._split(x, context)):
+            check_supports(mechanism, scope.causal, scope, cross=context is not x)
+            plan = mechanism.plan(q, k, scope)
+            if self.training:
+                for name, loss in mechanism.losses(q, k, scope).items():
+                    losses[name] = losses[name] + loss if name in losses else loss
+            if gathering:
+                mechanism.observe(q.detach(), k.detach(), scope)
+            if self.options.rotary:
+                q = rotate(q, scope.query_positions(q.shape[2], q.device), self.options.rotary_base)
+                k = rotate(k, scope.positions_of_keys(k.shape[2], k.device), self.options.rotary_base)
+            outputs.append(run_output(plan, q, k, v, scope, self._score_of(i)))
+        heads = F.dropout(torch.cat(outputs, 1), self.options.dropout, self.training)
+        return AttentionResult(self.merge(heads), losses)
+
+    def _split(self, x: Tensor, context: Tensor) -> list[tuple[Mechanism, Tensor, Tensor, Tensor]]:
+        """The mechanisms with their heads of q, k, v."""
+        require(
+            x.dim() == 3 and x.shape[-1] == self.sizes.dim,
+            f"attention: x must have shape [batch, tokens, {self.sizes.dim}], got {tuple(x.shape)}; "
+            "check dim",
+        )
+        q, k, v = self.project(x, context)
+        parts = []
+        for mechanism, q_part, k_part, v_part in zip(
+            self._mechanisms(),
+            q.split(self.shares, 1),
+            k.split(self._kv_shares, 1),
+            v.split(self._kv_shares, 1),
+            strict=True,
+        ):
+            parts.append((mechanism, q_part, q_part if mechanism.shares_qk else k_part, v_part))
+        return parts
+
+    def _score_of(self, i: int) -> ScoreTerm | None:
+        return None if self.score is None else _HeadsOf(self.score, sum(self.shares[:i]))
+
+    def _mechanisms(self) -> list[Mechanism]:
+        return list(self.mechanisms)  # type: ignore[arg-type]
+
+
+def bind_mechanisms(
+    shares: list[tuple[Mechanism, int]], sizes: Sizes, kv_heads: int, generator: torch.Generator
+) -> list[tuple[Mechanism, int]]:
+    """Bind each mechanism to its share of the heads."""
+    for mechanism, share in shares:
+        mechanism.bind(Shape(share, max(1, share * kv_heads // sizes.heads), sizes.head_dim), generator)
+    return shares
+
+
+def _in_backward() -> bool:
+    """Whether autograd is running: a forward inside it is a recomputation (activation checkpointing),
+    not a new one.
+    """
+    return torch._C._current_graph_task_id() != -1

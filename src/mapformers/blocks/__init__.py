@@ -1,0 +1,1 @@
+"""Blocks: layers with a data flow of their own."""

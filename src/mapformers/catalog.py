@@ -1,0 +1,35 @@
+"""The catalogue: every entry of the map, in the order of the survey; all lists are derived from it."""
+
+from mapformers.blocks.luna import LunaBlock
+from mapformers.blocks.transformer import TransformerBlock
+from mapformers.core.card import Card
+from mapformers.core.errors import require_known
+from mapformers.heads.merging import Concatenate
+from mapformers.heads.projection import GroupedQuery, MultiHead
+from mapformers.mechanisms.compressed.linformer import Linformer
+from mapformers.mechanisms.content.routing import Routing
+from mapformers.mechanisms.linear.linear import Linear
+from mapformers.mechanisms.sparse.band import Band
+from mapformers.mechanisms.sparse.block_local import BlockLocal
+from mapformers.mechanisms.sparse.full import Full
+from mapformers.priors.alibi import Alibi
+
+MECHANISMS = (Full, Band, BlockLocal, Routing, Linear, Linformer)
+SCORES = (Alibi,)
+PROJECTIONS = (MultiHead, GroupedQuery)
+MERGES = (Concatenate,)
+BLOCKS = (TransformerBlock, LunaBlock)
+
+CATALOG: tuple[type, ...] = MECHANISMS + SCORES + PROJECTIONS + MERGES + BLOCKS
+
+
+def catalog() -> tuple[Card, ...]:
+    """The cards of everything, in the survey's order."""
+    return tuple(entry.card for entry in CATALOG)  # type: ignore[attr-defined]
+
+
+def find(entries: tuple[type, ...], name: str, what: str) -> type:
+    """The entry of that name. Raises MapformersError with the three nearest names."""
+    by_name = {entry.card.name: entry for entry in entries}  # type: ignore[attr-defined]
+    require_known(what, "name", name, by_name)
+    return by_name[name]

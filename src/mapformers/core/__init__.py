@@ -1,0 +1,1 @@
+"""Words, plans, scopes and cards: the contract. Imports torch only."""

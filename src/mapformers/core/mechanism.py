@@ -1,0 +1,100 @@
+"""The mechanism contract: one paper, one plan, one executable definition."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mapformers.core.card import Card
+from mapformers.core.errors import require
+from mapformers.core.plans import Plan
+from mapformers.core.scope import Scope
+
+
+class Cost(NamedTuple):
+    """What one forward call costs: flops (a multiply-add counts two) and bytes of extra memory in float32."""
+
+    flops: float
+    bytes: float
+
+
+class Shape(NamedTuple):
+    """The sizes a mechanism is bound to: query heads, key/value heads, head size."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+class Mechanism(nn.Module):
+    """Base of all mechanisms. Subclasses set `card` and `Config` and define `plan` and `dense_weights`.
+
+    A mechanism may own parameters, made in `build`; it never owns projections. It is bound to its sizes once,
+    by the layer that owns it or by the first call of `attend`.
+    """
+
+    card: ClassVar[Card]
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.config = self.Config() if config is None else config
+        self.shape: Shape | None = None
+
+    @property
+    def shares_qk(self) -> bool:
+        """Whether queries serve as keys."""
+        return False
+
+    def check_causal(self, causal: bool) -> None:
+        """Refuse a setting of `causal` that this configuration cannot honour strictly."""
+
+    def can_decode(self) -> bool:
+        """Whether this configuration decodes exactly, given that the card says so."""
+        return True
+
+    def bind(self, shape: Shape, generator: torch.Generator | None = None) -> Mechanism:
+        """Fix the sizes and make the parameters, if any. Returns self.
+
+        Raises MapformersError when it is bound to other sizes already.
+        """
+        if self.shape is None:
+            self.build(shape, torch.Generator().manual_seed(0) if generator is None else generator)
+            self.shape = shape
+        require(
+            self.shape == shape,
+            f"{self.card.name}: sizes are fixed at {tuple(self.shape)}, got {tuple(shape)} "
+            "(heads, key/value heads, head size); make another mechanism for them",
+        )
+        return self
+
+    def build(self, shape: Shape, generator: torch.Generator) -> None:
+        """Make parameters and buffers of these sizes. Mechanisms without any need not define it."""
+
+    def plan(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
+        """Who sees whom. q [B, H, N, D] and k [B, H, M, D] before rotation; kernels see them rotated."""
+        raise NotImplementedError(f"{type(self).__name__} must define plan(q, k, scope)")
+
+    def dense_weights(self, q: Tensor, k: Tensor, scope: Scope) -> Tensor:
+        """[B, H, N, M] the definition, read straight off the formula. Slow: for tests and pictures."""
+        raise NotImplementedError(f"{type(self).__name__} must define dense_weights(q, k, scope)")
+
+    def cost(self, batch: int, heads: int, n: int, dim: int, causal: bool) -> Cost:
+        """Flops and extra bytes of one forward call, n queries and n keys of size `dim`."""
+        raise NotImplementedError(f"{type(self).__name__} must define cost(...)")
+
+    def losses(self, q: Tensor, k: Tensor, scope: Scope) -> dict[str, Tensor]:
+        """Auxiliary losses by name, unweighted scalars. In training only."""
+        return {}
+
+    def observe(self, q: Tensor, k: Tensor, scope: Scope) -> None:
+        """Gather statistics of this forward, without gradient. Called once per forward, in training only."""
+
+    def update_centroids(self) -> None:
+        """Move what is not learned by gradients. Called after the optimiser step."""
+
+    def telemetry(self) -> dict[str, float]:
+        """Numbers about the state of the mechanism, for logs."""
+        return {}

@@ -1,0 +1,108 @@
+"""Plans: who sees whom, as data. A mechanism answers with one; a kernel runs it; plans know no papers.
+
+Shapes use the letters of docs/how-it-fits.md: B batch, H heads, N queries, M keys, D head size, E value
+size. Every tensor of a plan may have size 1 in B or H where all rows or heads agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Softmax over all keys, or over a shorter list of new ones.
+
+    keys       [B, H, K, D] new keys instead of the given ones; the scope of the call does not apply to them
+    values     [B, H, K, E] their values; None with `keys` and without `value_mix` = zero (a null key)
+    value_mix  [B, H, K, M] the new values as mixtures of the given ones, `value_mix @ v`
+    allowed    [B, H, N, M] bool, narrows the scope (or [.., N, K] with new keys)
+    """
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    value_mix: Tensor | None = None
+    allowed: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Each query sees the nearest `before` keys at or before it, and `after` behind it, counted inside its
+    segment.
+
+    before          keys at or before the query, its own included when it lies in the segment; None = all
+    after           keys behind the query; None = all; must be 0 under a causal scope
+    query_segment   [B, H, N] int, or [B, H, N, r] when a query names r segments; negative = none.
+                    None = one segment
+    key_segment     [B, G, M] int, or [B, G, M, r] when a key lies in several; negative = in none
+    segment_count   how many segments can be alive at once: the size of the decode state
+    log_weight      [B, H, N, r] added to all scores of the r-th segment that a query names
+
+    Packed documents (scope.segments) refine the segments; padding keys lie in none.
+    A key that a query reaches through two segments counts twice.
+    """
+
+    before: int | None
+    after: int | None = 0
+    query_segment: Tensor | None = None
+    key_segment: Tensor | None = None
+    segment_count: int = 1
+    log_weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Normal form of Windows: the ordered query p sees the ordered keys start[p] <= s < end[p].
+
+    query_order  [B, H, P] int: P = N * query_copies; entry = row of q * query_copies + copy. None = identity
+    key_order    [B, H, S] int: S = M * key_copies; entry = row of k * key_copies + copy. None = identity
+    start, end   [B, H, P] int; neither ever decreases along the ordered queries of one segment
+    """
+
+    query_order: Tensor | None
+    key_order: Tensor | None
+    start: Tensor
+    end: Tensor
+    query_copies: int = 1
+    key_copies: int = 1
+
+
+@dataclass(frozen=True)
+class Groups:
+    """T sets of queries against T sets of keys, gathered.
+
+    query_index  [B, H, T, nq] int, rows of q, negative = empty place
+    key_index    [B, H, T, nk] int, rows of k, negative = empty place
+    allowed      [B, H, T, nq, nk] bool, narrows the scope
+    combine      a query in several sets: "softmax" = one softmax over all of them, "mean" = mean of its
+                 outputs
+    """
+
+    query_index: Tensor
+    key_index: Tensor
+    allowed: Tensor | None = None
+    combine: Literal["softmax", "mean"] = "softmax"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Kernel feature maps: weight(i, j) = phi_q[i] . phi_k[j] / sum_j; the N x M matrix never exists.
+
+    phi_q  [B, H, N, F]; phi_k [B, H, M, F]; both 0 or more, so that the denominator is
+    """
+
+    phi_q: Tensor
+    phi_k: Tensor
+
+
+@dataclass(frozen=True)
+class Union:
+    """Parts with disjoint keys under one softmax, merged by their log-sum-exp."""
+
+    parts: tuple[Plan, ...]
+
+
+Plan = Dense | Windows | Groups | Features | Union

@@ -1,0 +1,1 @@
+"""Ports around the heads: projections and merges."""

@@ -1,0 +1,105 @@
+"""Project port: how x becomes queries, keys and values."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mapformers.core.card import Card, option, options_of
+from mapformers.core.draw import linear
+from mapformers.core.errors import require
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a multi-head layer: x [B, N, dim], H heads of head_dim."""
+
+    dim: int
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class MultiHeadConfig:
+    """One key/value head for each query head; no options."""
+
+
+@dataclass(frozen=True)
+class GroupedQueryConfig:
+    """Options of grouped_query."""
+
+    kv_heads: int = option(1, "key/value heads; each serves heads / kv_heads query heads")
+
+    def __post_init__(self) -> None:
+        require(
+            self.kv_heads >= 1,
+            f"grouped_query: kv_heads must be 1 or more, got {self.kv_heads}; use 1, 2 or 4",
+        )
+
+
+class Projection(nn.Module):
+    """Base of the project port: q [B, H, N, D] of x, k and v [B, G, M, D] of the context."""
+
+    card: ClassVar[Card]
+    Config: ClassVar[type]
+    kv_heads: int
+
+    def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, N, dim] and context [B, M, dim] to q, k, v."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x, context)")
+
+
+class GroupedQuery(Projection):
+    """Fewer key/value heads than query heads."""
+
+    Config = GroupedQueryConfig
+    card = Card(
+        name="grouped_query",
+        kind="project",
+        family="improved multi-head",
+        paper="Ainslie et al. 2023, arXiv 2305.13245",
+        formula="head h reads key/value head h // (heads / kv_heads)",
+        cost="keys and values: heads / kv_heads times less memory and projection",
+        summary="several query heads share a key/value head",
+        options=options_of(GroupedQueryConfig),
+    )
+
+    def __init__(self, config: GroupedQueryConfig, sizes: Sizes, generator: torch.Generator) -> None:
+        super().__init__()
+        self.kv_heads = config.kv_heads
+        require(
+            sizes.heads % self.kv_heads == 0,
+            f"grouped_query: kv_heads must divide heads={sizes.heads}, got {self.kv_heads}; choose a divisor",
+        )
+        self.head_dim = sizes.head_dim
+        self.query = linear(sizes.dim, sizes.heads * sizes.head_dim, generator)
+        self.key = linear(sizes.dim, self.kv_heads * sizes.head_dim, generator)
+        self.value = linear(sizes.dim, self.kv_heads * sizes.head_dim, generator)
+
+    def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Linear maps, split into heads."""
+        q, k, v = self.query(x), self.key(context), self.value(context)
+        return self._split(q), self._split(k), self._split(v)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, heads, N, D]
+
+
+class MultiHead(GroupedQuery):
+    """The plain form: as many key/value heads as query heads."""
+
+    Config = MultiHeadConfig  # type: ignore[assignment]
+    card = Card(
+        name="multi_head",
+        kind="project",
+        family="improved multi-head",
+        paper="Vaswani et al. 2017, arXiv 1706.03762, section 3.2.2",
+        formula="q = x W_q, k = x W_k, v = x W_v, split into heads",
+        cost="time O(N dim^2)",
+        summary="every query head has its own key/value head",
+        options=options_of(MultiHeadConfig),
+    )
+
+    def __init__(self, config: MultiHeadConfig, sizes: Sizes, generator: torch.Generator) -> None:
+        super().__init__(GroupedQueryConfig(kv_heads=sizes.heads), sizes, generator)

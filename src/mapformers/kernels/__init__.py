@@ -1,0 +1,1 @@
+"""Kernels run plans on q, k, v; they know tensors, never papers."""

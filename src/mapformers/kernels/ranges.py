@@ -1,0 +1,207 @@
+"""Range attention, torch path: the reference that runs everywhere, with autograd and all score terms.
+
+The ordered queries are cut into blocks, the ordered keys likewise. A block of queries needs one contiguous
+stretch of keys, so it meets a few blocks of keys; each meeting is a pair of tiles of equal shape. All pairs
+of all batch rows and heads run as one batched matrix product, and the softmax is summed over the pairs of a
+block. The stretches grow by at most M keys in all, so there are at most about 2 N / block + M / block
+pairs: no imbalance can make it quadratic.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mapformers.core.attended import Attended, merge
+from mapformers.core.plans import Ranges
+from mapformers.core.scope import Scope
+from mapformers.core.score import Pairs, ScoreTerm
+from mapformers.kernels.softmax import at_least_float32, default_scale, expand_heads
+
+LARGEST_BLOCK = 128
+
+
+def block_size(places: int, key_places: int) -> int:
+    """Rows of a tile: large tiles multiply faster, small ones waste less on short inputs."""
+    block = 16
+    while block < LARGEST_BLOCK and 8 * block < max(places, key_places):
+        block *= 2
+    return block
+
+
+class _Permute(torch.autograd.Function):
+    """Rows of [R, ...] in another order. The backward gathers by the inverse order, which beats a
+    scatter-add.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.numel(), device=order.device)
+        return grad.index_select(0, inverse), None
+
+
+class _Tiles(NamedTuple):
+    """The pairs of tiles: which block of queries meets which block of keys, both counted over all rows
+    and heads.
+    """
+
+    query_block: Tensor  # [pairs]
+    key_block: Tensor  # [pairs]
+    outside: Tensor  # [pairs, block, block] bool
+
+
+def range_attend(
+    ranges: Ranges, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None = None
+) -> Attended:
+    """Attention of q [B, H, N, D] over k [B, G, M, D], v [B, G, M, E] within the ranges.
+
+    Returns output [B, H, N r, E] and lse [B, H, N r] for r = ranges.query_copies, copy by copy;
+    `merge_copies` joins them.
+    """
+    batch, heads, n, dim = q.shape
+    k, v = expand_heads(k, heads), expand_heads(v, heads)
+    q_order = _flat_order(ranges.query_order, batch, heads)
+    k_order = _flat_order(ranges.key_order, batch, heads)
+    places, key_places = n * ranges.query_copies, k.shape[2] * ranges.key_copies
+    block = block_size(places, key_places)
+    q_blocks = _blocks(
+        _ordered(q * default_scale(dim), ranges.query_copies, q_order), block
+    )  # [B H nq, block, D]
+    k_blocks = _blocks(_ordered(k, ranges.key_copies, k_order), block)  # [B H nk, block, D]
+    values = F.pad(
+        at_least_float32(v), (0, 1), value=1.0
+    )  # a column of ones sums the weights in the same product
+    v_blocks = _blocks(_ordered(values, ranges.key_copies, k_order), block)  # [B H nk, block, E + 1]
+    start, end = (
+        x.expand(batch, heads, -1).reshape(batch * heads, places) for x in (ranges.start, ranges.end)
+    )
+    tiles = _tiles(start, end, key_places, block)
+    k_tiles = k_blocks.index_select(0, tiles.key_block)  # [pairs, block, D]
+    scores = at_least_float32(q_blocks.index_select(0, tiles.query_block) @ k_tiles.transpose(1, 2))
+    if score is not None:
+        scores = scores + _term(score, scope, ranges, tiles, (batch, heads, n, k.shape[2]))
+    output, lse = _softmax_over_pairs(scores, tiles, v_blocks, q_blocks.shape[0])
+    output = output.reshape(batch * heads, -1, v.shape[-1])[:, :places].reshape(batch * heads * places, -1)
+    output = output.to(v.dtype)
+    lse = lse.reshape(batch * heads, -1)[:, :places].reshape(-1, 1)
+    if q_order is not None:
+        inverse = torch.empty_like(q_order)
+        inverse[q_order] = torch.arange(q_order.numel(), device=q.device)
+        output, lse = _Permute.apply(output, inverse), _Permute.apply(lse, inverse)
+    return Attended(output.view(batch, heads, places, -1), lse.view(batch, heads, places))
+
+
+def merge_copies(attended: Attended, copies: int, log_weight: Tensor | None = None) -> Attended:
+    """Join the copies of a query that names several segments: [B, H, N r, ..] to [B, H, N, ..]."""
+    output, lse = attended.output.unflatten(2, (-1, copies)), attended.lse.unflatten(2, (-1, copies))
+    if log_weight is not None:
+        lse = lse + log_weight
+    return merge(output, lse, dim=3)
+
+
+def _softmax_over_pairs(scores: Tensor, tiles: _Tiles, v_blocks: Tensor, query_blocks: int) -> Attended:
+    """One softmax over the pairs of each block of queries: output [blocks, block, E], lse [blocks, block].
+
+    scores [pairs, block, block] are overwritten. Masking and shifting them changes no gradient but those
+    that the
+    weights make zero anyway, so they run unrecorded, and the backward keeps one tensor of this size instead
+    of three.
+    """
+    with torch.no_grad():
+        scores.masked_fill_(tiles.outside, float("-inf"))
+        highest = scores.amax(-1)  # [pairs, block]
+        top = highest.new_full((query_blocks, highest.shape[1]), float("-inf"))
+        top.scatter_reduce_(0, tiles.query_block[:, None].expand_as(highest), highest, "amax")
+        top = torch.where(top.isfinite(), top, 0.0)
+        scores.sub_(top[tiles.query_block].unsqueeze(-1))
+    weights = scores.exp_()
+    partial = weights @ v_blocks.index_select(0, tiles.key_block)  # [pairs, block, E + 1]
+    summed = partial.new_zeros(query_blocks, *partial.shape[1:]).index_add(0, tiles.query_block, partial)
+    total = summed[..., -1]
+    seen = total > 0
+    total = torch.where(seen, total, 1.0)
+    lse = (total.log() + top).masked_fill(~seen, float("-inf"))
+    return Attended(summed[..., :-1] * total.reciprocal().unsqueeze(-1), lse)
+
+
+def _tiles(start: Tensor, end: Tensor, key_places: int, block: int) -> _Tiles:
+    """All pairs of tiles that some range crosses. start, end [rows, places], a row for each batch row
+    and head.
+    """
+    rows, places = start.shape
+    device = start.device
+    per_row, keys_per_row = -(-places // block), -(-key_places // block)
+    pad = per_row * block - places  # padded queries: empty ranges
+    start = F.pad(start, (0, pad)).view(rows * per_row, block)
+    end = F.pad(end, (0, pad)).view(rows * per_row, block)
+    empty = start >= end
+    first = torch.where(empty, keys_per_row * block, start).amin(-1) // block  # [blocks of queries]
+    last = (torch.where(empty, 0, end).amax(-1) + block - 1) // block
+    count = (last - first).clamp(min=0)
+    query_block = torch.arange(rows * per_row, device=device).repeat_interleave(count)
+    first_pair = count.cumsum(0) - count
+    nth = torch.arange(query_block.numel(), device=device) - first_pair[query_block]
+    key_block = first[query_block] + nth  # inside its row
+    key = (key_block * block)[:, None, None] + torch.arange(block, device=device)  # [pairs, 1, block]
+    outside = (key < start[query_block].unsqueeze(-1)) | (key >= end[query_block].unsqueeze(-1))
+    return _Tiles(query_block, key_block + query_block // per_row * keys_per_row, outside)
+
+
+def _flat_order(order: Tensor | None, batch: int, heads: int) -> Tensor | None:
+    """[B or 1, H or 1, P] places within a row to [B H P] places in the flattened tensor."""
+    if order is None:
+        return None
+    order = order.expand(batch, heads, -1).reshape(batch * heads, -1)
+    offset = torch.arange(batch * heads, device=order.device)[:, None] * order.shape[1]
+    return (order + offset).reshape(-1)
+
+
+def _ordered(x: Tensor, copies: int, order: Tensor | None) -> Tensor:
+    """[B, H, N, D] to [B H, N copies, D], rows in the given order."""
+    batch, heads, n, dim = x.shape
+    x = x.unsqueeze(3).expand(-1, -1, -1, copies, -1).reshape(-1, dim)  # [B H N copies, D]
+    if order is not None:
+        x = _Permute.apply(x, order)
+    return x.reshape(batch * heads, n * copies, dim)
+
+
+def _blocks(x: Tensor, block: int) -> Tensor:
+    """[rows, P, D] to [rows ceil(P / block), block, D], the last block of a row filled with zeros."""
+    return F.pad(x, (0, 0, 0, -x.shape[1] % block)).reshape(-1, block, x.shape[-1])
+
+
+def _term(
+    score: ScoreTerm, scope: Scope, ranges: Ranges, tiles: _Tiles, sizes: tuple[int, int, int, int]
+) -> Tensor:
+    """What a score term adds to every pair of tiles. sizes: B, H, N, M."""
+    batch, heads, n, m = sizes
+    device = tiles.query_block.device
+    block = tiles.outside.shape[1]
+    query = _spread(scope.query_positions(n, device), ranges.query_order, ranges.query_copies, (batch, heads))
+    key = _spread(scope.positions_of_keys(m, device), ranges.key_order, ranges.key_copies, (batch, heads))
+    query, key = (_blocks(x.unsqueeze(-1), block).squeeze(-1) for x in (query, key))  # [blocks, block]
+    row = tiles.query_block // (query.shape[0] // (batch * heads))
+    return score.tile(
+        Pairs(
+            batch=(row // heads)[:, None, None],
+            head=(row % heads)[:, None, None],
+            query=query[tiles.query_block].unsqueeze(2),  # [pairs, block, 1]
+            key=key[tiles.key_block].unsqueeze(1),  # [pairs, 1, block]
+        )
+    )
+
+
+def _spread(positions: Tensor, order: Tensor | None, copies: int, rows: tuple[int, int]) -> Tensor:
+    """[B or 1, N] true positions to [B H, N copies], in the order of the ranges; rows: B, H."""
+    spread = positions[:, None, :, None].expand(*rows, -1, copies).flatten(2)  # [B, H, N copies]
+    if order is not None:
+        spread = spread.gather(2, order.expand(*rows, -1))
+    return spread.flatten(0, 1)

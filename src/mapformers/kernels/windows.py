@@ -1,0 +1,85 @@
+"""From Windows to Ranges: order queries and keys by (document, segment, index), then every query sees one
+range.
+"""
+
+import torch
+from torch import Tensor
+
+from mapformers.core.errors import require
+from mapformers.core.plans import Ranges, Windows
+from mapformers.core.scope import Scope
+
+
+def ranges_of(plan: Windows, scope: Scope, n: int, m: int, device: torch.device) -> Ranges:
+    """The normal form of `plan` for n queries and m keys. Its tensors have size 1 in B or H where all
+    agree.
+    """
+    require(
+        not scope.causal or plan.after == 0,
+        f"windows: after must be 0 under a causal scope, got {plan.after}; use causal=False",
+    )
+    unordered = plan.query_segment is None and plan.key_segment is None
+    if unordered and scope.key_is_real is None and scope.segments is None:
+        return _plain_band(plan, scope, n, m, device)
+    query_segment = _copies(plan.query_segment, n, device)  # [B, H, N, r]
+    key_segment = _copies(plan.key_segment, m, device)  # [B, H, M, r']
+    if 1 < key_segment.shape[1] < query_segment.shape[1]:  # key/value heads are shared
+        key_segment = key_segment.repeat_interleave(query_segment.shape[1] // key_segment.shape[1], 1)
+    query_copies, key_copies = query_segment.shape[-1], key_segment.shape[-1]
+    segments = 1 + max(int(query_segment.max()), int(key_segment.max()), 0)
+    query_outside, key_outside = query_segment < 0, key_segment < 0
+    documents = scope.documents_of_keys()
+    if scope.segments is not None and documents is not None:
+        query_segment = query_segment + segments * scope.segments[:, None, :, None]
+        key_segment = key_segment + segments * documents[:, None, :, None]
+        segments = segments * (1 + int(torch.maximum(scope.segments.max(), documents.max())))
+    if scope.key_is_real is not None:
+        key_outside = key_outside | ~scope.key_is_real[:, None, :, None]
+    # One integer per token that sorts by (segment, index); what lies outside comes after every segment.
+    length = max(m, scope.query_start + n) + 1
+    index = scope.query_index(n, device)
+    query_code = (query_segment * length + index[:, None]).masked_fill(query_outside, segments * length)
+    key_code = key_segment * length + torch.arange(m, device=device)[:, None]
+    key_code = key_code.masked_fill(key_outside, segments * length)
+    batch, heads = torch.broadcast_shapes(query_code.shape[:2], key_code.shape[:2])
+    query_code = query_code.flatten(2).expand(batch, heads, -1)  # [B, H, N r]
+    key_code = key_code.flatten(2).expand(batch, heads, -1)  # [B, H, M r']
+    query_sorted, query_order = query_code.contiguous().sort(-1)
+    key_sorted, key_order = key_code.contiguous().sort(-1)
+    start, end = _bounds(plan, query_sorted, key_sorted, length)
+    outside = query_sorted >= segments * length
+    places = key_sorted.shape[-1]
+    return Ranges(
+        query_order=query_order,
+        key_order=key_order,
+        start=start.masked_fill(outside, places),
+        end=end.masked_fill(outside, places),
+        query_copies=query_copies,
+        key_copies=key_copies,
+    )
+
+
+def _bounds(plan: Windows, query_sorted: Tensor, key_sorted: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """start, end of the range of every ordered query."""
+    segment = torch.div(query_sorted, length, rounding_mode="floor") * length
+    here = torch.searchsorted(key_sorted, query_sorted, right=True)  # keys at or before the query
+    first = torch.searchsorted(key_sorted, segment)
+    last = torch.searchsorted(key_sorted, segment + length)
+    start = first if plan.before is None else torch.maximum(first, here - plan.before)
+    end = last if plan.after is None else torch.minimum(last, here + plan.after)
+    return start, end
+
+
+def _plain_band(plan: Windows, scope: Scope, n: int, m: int, device: torch.device) -> Ranges:
+    """No segments and no padding: the order is the index."""
+    here = (scope.query_index(n, device) + 1).clamp(max=m)
+    start = torch.zeros_like(here) if plan.before is None else (here - plan.before).clamp(min=0)
+    end = torch.full_like(here, m) if plan.after is None else (here + plan.after).clamp(max=m)
+    return Ranges(query_order=None, key_order=None, start=start[None, None], end=end[None, None])
+
+
+def _copies(segment: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """Segments as [B, H, length, copies]; None = one segment for all."""
+    if segment is None:
+        return torch.zeros(1, 1, length, 1, dtype=torch.long, device=device)
+    return segment.long() if segment.dim() == 4 else segment.long().unsqueeze(-1)

@@ -1,0 +1,1 @@
+"""Mechanisms, one paper a file, in folders named after the families of the survey."""

@@ -1,0 +1,259 @@
+"""Routing attention: tokens are clustered by content; a query sees the latest members of its clusters.
+
+Paper    Roy, Saffar, Vaswani, Grangier 2021, "Efficient Content-Based Sparse Attention with Routing
+         Transformers", TACL 9, arXiv 2003.05997, section 4.
+Formula  c(x) = argmax_c x^ . mu_c with x^ the layer-normed vector; softmax over the last `window` keys j <=
+         i with c(k_j) among the query's best `query_clusters`, and over a null key of value zero
+Cost     time O(N C D + N log N + N r W D) with r = query_clusters, W = window; memory O(N r W)
+Differs  The paper lets every cluster take its top-w tokens of the whole sequence, so the future decides
+         which past keys are seen. Here (membership="argmax") tokens choose their cluster, which is strictly
+         causal and decodes exactly; membership="paper" is the published form. Queries and keys are routed
+         by their own vectors against one set of centroids per key/value head. Centroids are kept at unit
+         length and move in `update_centroids`.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.errors import require, require_known
+from mapformers.core.mechanism import Cost, Mechanism, Shape
+from mapformers.core.plans import Dense, Groups, Plan, Union, Windows
+from mapformers.core.scope import Scope, keep_first, keep_last
+from mapformers.kernels.softmax import scaled_scores
+from mapformers.mechanisms.content.kmeans import KMeans, unit_rows
+from mapformers.mechanisms.content.membership import MEMBERSHIPS, Member, top_ranked
+
+Membership = Literal["argmax", "threshold", "paper", "random", "lsh"]
+
+
+@dataclass(frozen=True)
+class RoutingConfig:
+    """Options of routing."""
+
+    clusters: int = option(16, "centroids per key/value head")
+    window: int = option(128, "members of its cluster that a query sees (on each side, when not causal)")
+    query_clusters: int = option(2, "best clusters into which a query looks; keys lie in one")
+    share_qk: bool = option(False, "queries serve as keys, as the paper's decoder does")
+    membership: Membership = option("argmax", "argmax | threshold | paper | random | lsh")
+    gate: bool = option(False, "add the log-probability of a cluster under its query to the scores inside it")
+    decay: float = option(0.99, "of the moving average of the centroids")
+    allow_selection_leak: bool = option(False, 'let membership="paper" run under causal=True, where it leaks')
+
+    def __post_init__(self) -> None:
+        for name in ("clusters", "window", "query_clusters"):
+            value = getattr(self, name)
+            require(
+                value >= 1,
+                f"routing: {name} must be 1 or more, got {value}; the default is {getattr(type(self), name)}",
+            )
+        require(
+            self.query_clusters <= self.clusters,
+            f"routing: query_clusters must be at most clusters={self.clusters}, got "
+            f"{self.query_clusters}; lower it",
+        )
+        require(0 <= self.decay < 1, f"routing: decay must lie in [0, 1), got {self.decay}; use 0.99")
+        require_known("routing", "membership", self.membership, MEMBERSHIPS)
+
+
+class Routing(Mechanism):
+    """Content-based sparse attention by k-means."""
+
+    Config = RoutingConfig
+    config: RoutingConfig
+    card = Card(
+        name="routing",
+        family="sparse, content-based",
+        paper="Roy et al. 2021, TACL 9, arXiv 2003.05997",
+        formula="softmax over the last `window` keys j <= i with c(k_j) in best_r(q_i); c(x) = argmax x^.mu",
+        cost="time O(N C D + N r W D), memory O(N r W)",
+        summary="tokens clustered by content; a query sees the latest members of its clusters",
+        supports=capabilities(
+            "bidirectional", "causal", "padding", "segments", "decode", "grouped", "rotary", "score"
+        ),
+        options=options_of(RoutingConfig),
+    )
+
+    def __init__(self, config: RoutingConfig | None = None) -> None:
+        super().__init__(config)
+        if self.config.allow_selection_leak:
+            warnings.warn(
+                'routing: allow_selection_leak=True lets membership="paper" choose past keys by future '
+                "tokens; "
+                "teacher-forced losses come out too good and generation does not reach them",
+                stacklevel=2,
+            )
+
+    @property
+    def shares_qk(self) -> bool:
+        """Whether the layer must use queries as keys."""
+        return self.config.share_qk
+
+    def build(self, shape: Shape, generator: torch.Generator) -> None:
+        """Centroids per key/value head, and a null key per head."""
+        self.kmeans = KMeans(self._first(shape, generator), self.config.decay)
+        self.null_key = nn.Parameter(torch.zeros(shape.heads, shape.head_dim))
+
+    def plan(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
+        """Windows whose segments are clusters, and the null key; the paper's form as groups."""
+        self.check(q, k, scope)
+        if self.config.membership == "paper":
+            return self._paper_groups(q, k, scope)
+        member = Member(self.config, self.kmeans)
+        windows = Windows(
+            before=self.config.window,
+            after=0 if scope.causal else self.config.window,
+            query_segment=member.of_queries(q, scope),
+            key_segment=member.of_keys(k, scope),
+            segment_count=self.config.clusters,
+            log_weight=member.log_weight(q, scope) if self.config.gate else None,
+        )
+        return Union((windows, Dense(keys=self.null_key[None, :, None])))
+
+    def dense_weights(self, q: Tensor, k: Tensor, scope: Scope) -> Tensor:
+        """Cluster by cluster over all pairs, written from the formula."""
+        self.check(q, k, scope)
+        n, m = q.shape[2], k.shape[2]
+        visible = scope.visible(n, m, q.device)
+        scores = scaled_scores(q, k)
+        if self.config.membership == "paper":
+            return self._paper_weights(q, k, scores, scope)
+        member = Member(self.config, self.kmeans)
+        q_in, k_in = (
+            member.matrix(q, scope, "query"),
+            member.matrix(k, scope, "key"),
+        )  # [B, H, N, C], [B, H, M, C]
+        k_in = k_in.repeat_interleave(q.shape[1] // k_in.shape[1], 1)
+        up_to = visible & Scope(causal=True, query_start=scope.query_start).visible(n, m, q.device)
+        log_p = member.log_probability(q) if self.config.gate else torch.zeros_like(q_in, dtype=q.dtype)
+        null = (q * self.null_key[None, :, None]).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
+        top = torch.maximum(scores.amax(-1, keepdim=True), null).detach()
+        mass, total = torch.zeros_like(scores), (null - top).exp()
+        for c in range(self.config.clusters):
+            same = q_in[..., c, None] & k_in[..., None, :, c]  # [B, H, N, M]
+            inside = keep_last(same & up_to, self.config.window) | keep_first(
+                same & visible & ~up_to, self.config.window
+            )
+            mass = mass + torch.where(inside, (scores - top + log_p[..., c, None]).exp(), 0.0)
+        return mass / (total + mass.sum(-1, keepdim=True))
+
+    def cost(self, batch: int, heads: int, n: int, dim: int, causal: bool) -> Cost:
+        """Assignment of queries and keys, and the pairs inside the windows at most."""
+        config = self.config
+        pairs = n * config.query_clusters * min(config.window * (1 if causal else 2), n)
+        return Cost(
+            flops=batch * heads * (4.0 * n * config.clusters * dim + 4.0 * pairs * dim + 2.0 * n * dim),
+            bytes=8.0 * batch * heads * pairs,
+        )
+
+    def losses(self, q: Tensor, k: Tensor, scope: Scope) -> dict[str, Tensor]:
+        """commitment: mean squared distance of layer-normed queries and keys to their centroid, over D."""
+        best_q = self.kmeans.similarity(q).amax(-1)
+        best_k = self.kmeans.similarity(k).amax(-1)
+        if scope.key_is_real is not None:
+            real = scope.key_is_real[:, None].to(best_k.dtype)
+            same = real.shape[-1] == q.shape[2]
+            return {"commitment": _mean(2 - 2 * best_k, real) + _mean(2 - 2 * best_q, real if same else None)}
+        return {"commitment": _mean(2 - 2 * best_k, None) + _mean(2 - 2 * best_q, None)}
+
+    def observe(self, q: Tensor, k: Tensor, scope: Scope) -> None:
+        """Sums for the centroids; random and lsh segments never move."""
+        if self.config.membership in ("random", "lsh"):
+            return
+        self.kmeans.observe(k, scope.key_is_real)
+        if not self.config.share_qk:
+            real = scope.key_is_real
+            self.kmeans.observe(q, real if real is not None and real.shape[1] == q.shape[2] else None)
+        self.length_seen = k.shape[2]
+
+    def update_centroids(self) -> None:
+        """Move the centroids; after the optimiser step."""
+        self.kmeans.update()
+
+    def telemetry(self) -> dict[str, float]:
+        """Those of the clusters, and mean_horizon: tokens back to the oldest member seen, at this share
+        and window.
+        """
+        share = self.kmeans.share.double()
+        length = float(getattr(self, "length_seen", 0))
+        horizon = (share * (self.config.window / share.clamp(min=1e-9)).clamp(max=length)).sum(1).mean()
+        return {**self.kmeans.telemetry(), "mean_horizon": float(horizon)}
+
+    def check_causal(self, causal: bool) -> None:
+        """The paper's form is causal only for those who ask for its leak."""
+        require(
+            not (self.config.membership == "paper" and causal) or self.config.allow_selection_leak,
+            'routing: membership="paper" leaks the future under causal=True, got causal=True; '
+            'use membership="argmax", or pass allow_selection_leak=True to study the leak',
+        )
+
+    def can_decode(self) -> bool:
+        """The paper's form has no exact decoding: later tokens change earlier outputs."""
+        return self.config.membership != "paper"
+
+    def check(self, q: Tensor, k: Tensor, scope: Scope) -> None:
+        """Refuse inputs that this configuration cannot honour."""
+        paper = self.config.membership == "paper"
+        require(
+            not (paper and scope.segments is not None),
+            'routing: membership="paper" lets packed documents compete, got segments; '
+            'use membership="argmax"',
+        )
+        require(
+            not self.config.share_qk or q.shape == k.shape,
+            f"routing: share_qk=True needs as many keys as queries and heads, got {tuple(q.shape)} "
+            f"and {tuple(k.shape)}; "
+            "use share_qk=False",
+        )
+
+    def _first(self, shape: Shape, generator: torch.Generator) -> Tensor:
+        """Random directions until the first update; antipodal pairs for lsh (Andoni et al. 2015)."""
+        clusters = self.config.clusters
+        mu = unit_rows((shape.kv_heads, clusters, shape.head_dim), generator)
+        if self.config.membership == "lsh":
+            half = mu[:, : (clusters + 1) // 2]
+            mu = torch.cat([half, -half], 1)[:, :clusters]
+        return mu
+
+    def _paper_groups(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
+        """Every cluster takes its `window` best queries and keys of the whole sequence; outputs are
+        averaged.
+        """
+        heads = q.shape[1]
+        rows = [self.kmeans.similarity(x).detach().transpose(-1, -2) for x in (q, k)]  # [B, H, C, N]
+        query_index = top_ranked(
+            rows[0], self.config.window, None if k.shape[2] != q.shape[2] else scope.key_is_real
+        )
+        key_index = top_ranked(rows[1], self.config.window, scope.key_is_real)
+        key_index = key_index.repeat_interleave(heads // key_index.shape[1], 1)
+        return Groups(query_index=query_index, key_index=key_index, combine="mean")
+
+    def _paper_weights(self, q: Tensor, k: Tensor, scores: Tensor, scope: Scope) -> Tensor:
+        """Mean over the clusters that hold the query of a softmax over the keys they hold."""
+        real = scope.key_is_real
+        weights, count = torch.zeros_like(scores), torch.zeros_like(scores[..., :1])
+        holds = []
+        for x, mask in ((q, real if q.shape[2] == k.shape[2] else None), (k, real)):
+            similarity = self.kmeans.similarity(x)
+            if mask is not None:
+                similarity = similarity.masked_fill(~mask[:, None, :, None], float("-inf"))
+            better = similarity.unsqueeze(2) > similarity.unsqueeze(3)  # [B, H, N, N', C]
+            held = (better.sum(3) < self.config.window) & (similarity > float("-inf"))
+            holds.append(held.repeat_interleave(q.shape[1] // x.shape[1], 1))
+        visible = scope.visible(q.shape[2], k.shape[2], q.device)
+        for c in range(self.config.clusters):
+            allowed = holds[0][..., c, None] & holds[1][..., None, :, c] & visible
+            some = allowed.any(-1, keepdim=True)
+            weights = weights + torch.where(
+                some, scores.masked_fill(~allowed, float("-inf")).masked_fill(~some, 0.0).softmax(-1), 0.0
+            )
+            count = count + some
+        return weights / count.clamp(min=1)
+
+
+def _mean(x: Tensor, real: Tensor | None) -> Tensor:
+    return x.mean() if real is None else (x * real).sum() / (real.sum() * x.shape[1]).clamp(min=1)
