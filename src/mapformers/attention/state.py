@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -149,11 +148,7 @@ def step_plan(
         stepped = [
             step_plan(part, before, new, score) for part, before in zip(plan.parts, states, strict=True)
         ]
-        outputs = [attended.output for attended, _ in stepped]
-        lse = [attended.lse.expand(outputs[0].shape[:3]) for attended, _ in stepped]
-        return merge(torch.stack(outputs), torch.stack(lse), dim=0), UnionState(
-            [after for _, after in stepped]
-        )
+        return merge([attended for attended, _ in stepped]), UnionState([after for _, after in stepped])
     if isinstance(plan, Dense) and plan.keys is not None:
         return dense_attend(plan, new.q, new.k, new.v, Scope()), None
     if isinstance(plan, Dense):

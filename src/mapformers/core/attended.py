@@ -1,5 +1,7 @@
 """What a kernel returns, and the exact merge of partial results."""
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,17 +18,21 @@ class Attended(NamedTuple):
     lse: Tensor
 
 
-def merge(outputs: Tensor, lse: Tensor, dim: int) -> Attended:
-    """One softmax out of parts with disjoint keys, stacked along `dim` of lse [..] and of outputs [.., E].
+def merge(parts: Sequence[Attended]) -> Attended:
+    """One softmax out of parts with disjoint keys.
 
     Exact, forward and backward: out = sum_p exp(lse_p - lse) out_p with lse = log sum_p exp(lse_p).
     """
-    top = lse.detach().amax(dim, keepdim=True)
+    top = functools.reduce(torch.maximum, (part.lse.detach() for part in parts))
     top = torch.where(top.isfinite(), top, 0.0)
-    weight = (lse - top).exp()  # parts that saw nothing weigh 0
-    total = weight.sum(dim, keepdim=True)
-    share = weight / torch.where(total > 0, total, 1.0)
-    merged = (outputs * share.unsqueeze(-1).to(outputs.dtype)).sum(dim)
-    seen = total.squeeze(dim) > 0
-    log_total = torch.where(seen, total.squeeze(dim), 1.0).log() + top.squeeze(dim)
-    return Attended(merged, log_total.masked_fill(~seen, float("-inf")))
+    weights = [(part.lse - top).exp() for part in parts]  # parts that saw nothing weigh 0
+    total = functools.reduce(torch.add, weights)
+    seen = total > 0
+    total = torch.where(seen, total, 1.0)
+    scale = total.reciprocal()
+    shares = [(weight * scale).unsqueeze(-1) for weight in weights]
+    output = functools.reduce(
+        torch.add,
+        (part.output * share.to(part.output.dtype) for part, share in zip(parts, shares, strict=True)),
+    )
+    return Attended(output, (total.log() + top).masked_fill(~seen, float("-inf")))

@@ -101,10 +101,10 @@ def range_attend(
 
 def merge_copies(attended: Attended, copies: int, log_weight: Tensor | None = None) -> Attended:
     """Join the copies of a query that names several segments: [B, H, N r, ..] to [B, H, N, ..]."""
-    output, lse = attended.output.unflatten(2, (-1, copies)), attended.lse.unflatten(2, (-1, copies))
+    outputs, lse = attended.output.unflatten(2, (-1, copies)), attended.lse.unflatten(2, (-1, copies))
     if log_weight is not None:
         lse = lse + log_weight
-    return merge(output, lse, dim=3)
+    return merge([Attended(outputs[:, :, :, copy], lse[..., copy]) for copy in range(copies)])
 
 
 def _softmax_over_pairs(scores: Tensor, tiles: _Tiles, v_blocks: Tensor, query_blocks: int) -> Attended:

@@ -1,6 +1,5 @@
 """Run a plan: one kernel for each kind, and Union over them."""
 
-import torch
 from torch import Tensor
 
 from mapformers.core.attended import Attended, merge
@@ -28,8 +27,7 @@ def run(
     if isinstance(plan, Groups):
         return group_attend(plan, q, k, v, scope, score)
     if isinstance(plan, Union):
-        parts = [run(part, q, k, v, scope, score) for part in plan.parts]
-        return merge(torch.stack([p.output for p in parts]), torch.stack([p.lse for p in parts]), dim=0)
+        return merge([run(part, q, k, v, scope, score) for part in plan.parts])
     require(
         score is None, f"features: takes no score terms, got {type(score).__name__}; use a softmax mechanism"
     )

@@ -98,8 +98,13 @@ class Linformer(Mechanism):
             f"linformer: keys must be at most length={self.config.length}, got {m}; raise length or "
             "shorten the input",
         )
-        if scope.key_is_real is None and scope.key_positions is None:
+        if scope.key_is_real is None and scope.key_positions is None and scope.positions is None:
             return projection[None, :, :, :m]
-        columns = projection[:, :, scope.positions_of_keys(m, projection.device)]  # [H, rank, B or 1, M]
-        columns = columns.permute(2, 0, 1, 3)
+        place = scope.positions_of_keys(m, projection.device)  # [B or 1, M]
+        require(
+            int(place.max()) < self.config.length,
+            f"linformer: positions must be below length={self.config.length}, got {int(place.max())}; "
+            "raise length",
+        )
+        columns = projection[:, :, place].permute(2, 0, 1, 3)  # [B or 1, H, rank, M]
         return columns if scope.key_is_real is None else columns * scope.key_is_real[:, None, None, :]

@@ -50,11 +50,11 @@ class KMeans(nn.Module):
         super().__init__()
         groups, clusters, _ = centroids.shape
         self.decay = decay
-        self.register_buffer("centroids", centroids)
-        self.register_buffer("bias", torch.zeros(groups, clusters))
-        self.register_buffer("share", torch.full((groups, clusters), 1.0 / clusters))
+        self.register_buffer("centroids", centroids.float())
+        self.register_buffer("bias", torch.zeros(groups, clusters, dtype=torch.float32))
+        self.register_buffer("share", torch.full((groups, clusters), 1.0 / clusters, dtype=torch.float32))
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("drift", torch.zeros(()))
+        self.register_buffer("drift", torch.zeros((), dtype=torch.float32))
         self.forget()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KMeans:

@@ -44,12 +44,14 @@ class Member:
 
     def matrix(self, x: Tensor, scope: Scope, role: Role) -> Tensor:
         """[B, H, N, C] bool, memberships as a matrix, for the definition: by rank where similarity
-        decides.
+        decides, ties to the lowest index.
         """
         if self.config.membership in ("argmax", "lsh"):
             similarity = self.kmeans.biased(self.kmeans.similarity(x))
-            better = (similarity.unsqueeze(-2) > similarity.unsqueeze(-1)).sum(-1)  # [B, H, N, C]
-            return better < (self.config.query_clusters if role == "query" else 1)
+            own, other = similarity.unsqueeze(-1), similarity.unsqueeze(-2)
+            index = torch.arange(similarity.shape[-1], device=x.device)
+            better = (other > own) | ((other == own) & (index < index[:, None]))  # [B, H, N, C, C]
+            return better.sum(-1) < (self.config.query_clusters if role == "query" else 1)
         chosen = self.of_queries(x, scope) if role == "query" else self.of_keys(x, scope)
         clusters = torch.arange(self.config.clusters, device=x.device)
         return (chosen.unsqueeze(-1) == clusters).any(-2)

@@ -119,7 +119,7 @@ class Routing(Mechanism):
         self.check(q, k, scope)
         n, m = q.shape[2], k.shape[2]
         visible = scope.visible(n, m, q.device)
-        scores = scaled_scores(q, k)
+        scores = scaled_scores(q, k).masked_fill(~visible, float("-inf"))
         if self.config.membership == "paper":
             return self._paper_weights(q, k, scores, scope)
         member = Member(self.config, self.kmeans)
