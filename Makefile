@@ -25,8 +25,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
+# With --resume a run that was cut off goes on, and a finished one is scored again.
 demo: $(RUN_STAMP) ## train a small model on Python's own library, score it, write runs/demo/report.html
-	$(BIN)/mapformers train demo --data stdlib --output runs/demo $(if $(wildcard runs/demo),--resume)
+	$(BIN)/mapformers train demo --data stdlib --output runs/demo --resume
 
 test: $(DEV_STAMP) ## the whole test suite
 	$(PYTEST)

@@ -28,6 +28,11 @@ def catalog() -> tuple[Card, ...]:
     return tuple(entry.card for entry in CATALOG)  # type: ignore[attr-defined]
 
 
+def loss_names() -> tuple[str, ...]:
+    """The auxiliary losses that mechanisms return in training."""
+    return tuple(dict.fromkeys(name for mechanism in MECHANISMS for name in mechanism.loss_names))
+
+
 def find(entries: tuple[type, ...], name: str, what: str) -> type:
     """The entry of that name. Raises MapformersError with the three nearest names."""
     by_name = {entry.card.name: entry for entry in entries}  # type: ignore[attr-defined]

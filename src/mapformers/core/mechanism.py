@@ -37,6 +37,7 @@ class Mechanism(nn.Module):
 
     card: ClassVar[Card]
     Config: ClassVar[type]
+    loss_names: ClassVar[tuple[str, ...]] = ()  # what `losses` returns in training
 
     def __init__(self, config: Any = None) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from mapformers.core.card import Card, options_of
@@ -48,5 +49,5 @@ class Concatenate(Merge):
 
     def forward(self, x: Tensor) -> Tensor:
         """One linear map of all heads."""
-        output: Tensor = self.output(x.transpose(1, 2).flatten(2))
+        output: Tensor = self.output(rearrange(x, "b h n d -> b n (h d)"))
         return output

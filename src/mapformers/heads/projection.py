@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from mapformers.core.card import Card, option, options_of
@@ -83,7 +84,7 @@ class GroupedQuery(Projection):
         return self._split(q), self._split(k), self._split(v)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, heads, N, D]
+        return rearrange(x, "b n (h d) -> b h n d", d=self.head_dim)
 
 
 class MultiHead(GroupedQuery):

@@ -9,7 +9,7 @@ Differs  The paper lets every cluster take its top-w tokens of the whole sequenc
          which past keys are seen. Here (membership="argmax") tokens choose their cluster, which is strictly
          causal and decodes exactly; membership="paper" is the published form. Queries and keys are routed
          by their own vectors against one set of centroids per key/value head. Centroids are kept at unit
-         length and move in `update_centroids`.
+         length and move in `update_centroids`, by the keys alone (the paper: by queries and keys).
 """
 
 import warnings
@@ -65,6 +65,7 @@ class Routing(Mechanism):
 
     Config = RoutingConfig
     config: RoutingConfig
+    loss_names = ("commitment",)
     card = Card(
         name="routing",
         family="sparse, content-based",
@@ -161,11 +162,15 @@ class Routing(Mechanism):
         return {"commitment": _mean(2 - 2 * best_k, None) + _mean(2 - 2 * best_q, None)}
 
     def observe(self, q: Tensor, k: Tensor, scope: Scope) -> None:
-        """Sums for the centroids; random and lsh segments never move."""
+        """Sums for the centroids; random and lsh segments never move.
+
+        Keys alone move them, so that a query's best cluster is one that holds keys. Moved by both, as in the
+        paper, queries and keys part into clusters of their own and a query sees nothing.
+        """
         if self.config.membership in ("random", "lsh"):
             return
         self.kmeans.observe(k, scope.key_is_real)
-        if not self.config.share_qk:
+        if self.config.membership == "paper" and not self.config.share_qk:
             real = scope.key_is_real
             self.kmeans.observe(q, real if real is not None and real.shape[1] == q.shape[2] else None)
         self.length_seen = k.shape[2]

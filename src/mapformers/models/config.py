@@ -1,0 +1,214 @@
+"""The configuration of all Mapformers models: the sizes, and one entry per layer."""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import field, fields
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+from mapformers.blocks.feed_forward import ACTIVATIONS
+from mapformers.blocks.transformer import NORMS
+from mapformers.catalog import loss_names
+from mapformers.core.errors import MapformersError, require, require_known
+from mapformers.models.layers import LAYER_KEYS, build_block
+
+# What transformers itself hands to a config besides its fields: found in config.json, or passed on loading.
+_FROM_TRANSFORMERS = frozenset(
+    (
+        *("model_type", "name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels"),
+        *("attn_implementation", "experts_implementation", "output_attentions"),
+        *("auto_map", "quantization_config"),
+    )
+)
+
+Class = TypeVar("Class", bound=type)
+
+
+def _with_one_error_type(cls: Class) -> Class:
+    """Turn the multi-line errors of strict dataclasses into MapformersError."""
+    original: Callable[..., None] = cls.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            original(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise MapformersError(f"config: {reason}; see the fields of {cls.__name__}") from error
+
+    cls.__init__ = __init__  # type: ignore[misc]
+    return cls
+
+
+@_with_one_error_type
+@strict
+class MapformerConfig(PreTrainedConfig):
+    """Sizes of a model and its layers.
+
+    layers                   one dict per layer: `attention`, a spec such as "routing(clusters=8):4 + band:4",
+                             and if wanted the other ports `score`, `project`, `merge`, and `rotary` where a
+                             layer differs from the rest
+    intermediate_size        of the feed-forward network; None = 4 hidden_size
+    embedding_size           of the token embeddings, projected to hidden_size; None = hidden_size
+    max_position_embeddings  the length the model is trained at; not a limit
+    initializer_seed         all weights are drawn from a generator with this seed
+    auxiliary_weights        weight of each auxiliary loss in the loss of training
+
+    Raises MapformersError for unknown fields (with the nearest names), for sizes that do not fit each other,
+    and for any layer that cannot be built.
+    """
+
+    model_type = "mapformer"
+    keys_to_ignore_at_inference = ["past_key_values", "losses"]  # noqa: RUF012  Trainer adds a list to it
+
+    vocab_size: int = 256
+    hidden_size: int = 512
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    activation: str = "gelu"
+    norm: str = "pre"
+    layers: list[dict[str, Any]] = field(
+        default_factory=lambda: [{"attention": "band(window=128)"} for _ in range(4)]
+    )
+    causal: bool = True
+    rotary: bool = True
+    rotary_base: float | int = 10000.0
+    residual_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    embedding_dropout: float | int = 0.0
+    embedding_size: int | None = None
+    tie_word_embeddings: bool = True
+    max_position_embeddings: int = 2048
+    initializer_seed: int = 0
+    auxiliary_weights: dict[str, float | int] = field(default_factory=lambda: {"commitment": 1e-4})
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check_unknown(kwargs)
+        super().__post_init__(**kwargs)
+        self._check_sizes()
+        self._check_choices()
+        self._check_layers()
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers, under the name transformers asks for."""
+        return len(self.layers)
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Width of the feed-forward network."""
+        return 4 * self.hidden_size if self.intermediate_size is None else self.intermediate_size
+
+    @property
+    def token_size(self) -> int:
+        """Width of the token embeddings."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+    def _check_unknown(self, given: dict[str, Any]) -> None:
+        require(
+            "num_hidden_layers" not in given,
+            f"config: num_hidden_layers follows from layers, got {given.get('num_hidden_layers')!r}; "
+            "give one entry of layers per layer",
+        )
+        model_type = given.get("model_type", self.model_type)
+        require(
+            model_type == self.model_type,
+            f"config: model_type must be {self.model_type!r}, got {model_type!r}; "
+            "this is the config of another model, load it with AutoConfig",
+        )
+        known = [f.name for f in fields(self)]
+        for name in given:
+            if name not in _FROM_TRANSFORMERS:
+                require_known("config", "field", name, known)
+
+    def _check_sizes(self) -> None:
+        positive = (
+            "vocab_size",
+            "hidden_size",
+            "num_attention_heads",
+            "max_position_embeddings",
+            "rotary_base",
+        )
+        optional = ("num_key_value_heads", "head_dim", "intermediate_size", "embedding_size")
+        for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
+            value = getattr(self, name)
+            require(
+                value > 0, f"config: {name} must be above 0, got {value}; see the defaults of MapformerConfig"
+            )
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
+        require(
+            self.head_dim is not None or self.hidden_size % heads == 0,
+            f"config: hidden_size must be a multiple of num_attention_heads={heads}, got {self.hidden_size}; "
+            "change one of them or give head_dim",
+        )
+        require(
+            heads % kv_heads == 0,
+            f"config: num_attention_heads must be a multiple of num_key_value_heads={kv_heads}, got {heads}; "
+            "change one of them",
+        )
+        head_dim = self.head_dim or self.hidden_size // heads
+        require(
+            not self.rotary or head_dim % 2 == 0,
+            f"config: rotary positions need an even head size, got {head_dim}; give head_dim or rotary=False",
+        )
+        require(
+            self.initializer_seed >= 0,
+            f"config: initializer_seed must be 0 or more, got {self.initializer_seed}; use 0",
+        )
+
+    def _check_choices(self) -> None:
+        require_known("config", "activation", self.activation, ACTIVATIONS)
+        require_known("config", "norm", self.norm, NORMS)
+        for name in ("residual_dropout", "attention_dropout", "embedding_dropout"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"config: {name} must lie in [0, 1), got {value}; use 0.0 for none")
+        for name, weight in self.auxiliary_weights.items():
+            require_known("config", "auxiliary loss", name, loss_names())
+            require(
+                math.isfinite(weight) and weight >= 0,
+                f"config: auxiliary_weights[{name!r}] must be finite and 0 or more, got {weight}; use 0.0",
+            )
+
+    def _check_layers(self) -> None:
+        """Each layer must be one that can be built: it is, without memory."""
+        require(
+            len(self.layers) > 0,
+            "config: layers must hold at least one layer, got none; add {'attention': 'full'}",
+        )
+        for index, layer in enumerate(self.layers):
+            for key in layer:
+                require_known(f"config: layers[{index}]", "key", key, LAYER_KEYS)
+            require(
+                isinstance(layer.get("attention"), str),
+                f"config: layers[{index}] must name its attention, got {layer!r}; add 'attention': 'full'",
+            )
+            rotary = layer.get("rotary", True)
+            require(
+                isinstance(rotary, bool),
+                f"config: layers[{index}]: rotary must be true or false, got {rotary!r}; leave it out",
+            )
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once, when the model is built
+            for layer in _distinct(self.layers):
+                build_block(self, layer, seed=0)
+
+
+def _distinct(layers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The layers without repetitions."""
+    result: list[dict[str, Any]] = []
+    for layer in layers:
+        if layer not in result:
+            result.append(layer)
+    return result

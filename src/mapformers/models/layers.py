@@ -1,0 +1,52 @@
+"""From one entry of a config's `layers` to its block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mapformers.blocks.transformer import TransformerBlock, TransformerConfig
+from mapformers.build import attention
+
+if TYPE_CHECKING:
+    from mapformers.models.config import MapformerConfig
+
+PORTS = ("score", "project", "merge")
+LAYER_KEYS = ("attention", *PORTS, "rotary")
+
+
+def build_block(config: MapformerConfig, layer: dict[str, Any], seed: int) -> TransformerBlock:
+    """The block of one entry of `config.layers`, its weights drawn from a generator with this seed.
+
+    Raises MapformersError where the entry names something unknown or does not fit the sizes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    attended = attention(
+        layer["attention"],
+        config.hidden_size,
+        config.num_attention_heads,
+        causal=config.causal,
+        rotary=layer.get("rotary", config.rotary),
+        rotary_base=config.rotary_base,
+        head_dim=config.head_dim,
+        kv_heads=config.num_key_value_heads,
+        dropout=config.attention_dropout,
+        seed=generator,
+        **{port: layer.get(port) for port in PORTS},
+    )
+    options = TransformerConfig(
+        attention=layer["attention"],
+        norm=config.norm,  # type: ignore[arg-type]
+        activation=config.activation,  # type: ignore[arg-type]
+        hidden=config.feed_forward_size,
+        dropout=config.residual_dropout,
+    )
+    return TransformerBlock(options, attended, generator)
+
+
+def seeds(seed: int, count: int) -> list[int]:
+    """Independent seeds derived from one."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers: list[int] = torch.randint(2**31, (count,), generator=generator, device="cpu").tolist()
+    return numbers
