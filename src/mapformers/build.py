@@ -6,11 +6,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from mapformers import catalog, spec
+from mapformers import spec
 from mapformers.attention.multi_head import AttentionOptions, MultiHeadAttention, bind_mechanisms
 from mapformers.blocks.base import Block
 from mapformers.blocks.luna import LunaBlock, LunaConfig
 from mapformers.blocks.transformer import TransformerBlock, TransformerConfig
+from mapformers.catalog import BLOCKS, MECHANISMS, MERGES, PROJECTIONS, SCORES, find
 from mapformers.core.errors import MapformersError, require, require_known
 from mapformers.core.mechanism import Mechanism
 from mapformers.core.score import ScoreTerm, SumOfTerms
@@ -43,7 +44,7 @@ def mechanism(name: str, **options: Any) -> Mechanism:
 
     Sizes are fixed by the first call of `attend`, or by the layer that takes it.
     """
-    entry = catalog.find(catalog.MECHANISMS, name, "mechanism")
+    entry = find(MECHANISMS, name, "mechanism")
     built: Mechanism = entry(make_config(entry, options))
     return built
 
@@ -115,7 +116,7 @@ def block(
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     parts = spec.parse(text)
     require(len(parts) == 1, f"block: must be one block, got {text!r}; stack blocks in a model")
-    entry = catalog.find(catalog.BLOCKS, parts[0].name, "block")
+    entry = find(BLOCKS, parts[0].name, "block")
     config = make_config(entry, parts[0].options)
     if isinstance(config, TransformerConfig):
         layer = attention(config.attention, dim, heads, causal=causal, rotary=rotary, seed=generator)
@@ -152,7 +153,7 @@ def _projection(
         return GroupedQuery(GroupedQueryConfig(kv_heads), sizes, generator)
     if given is None:
         return MultiHead(MultiHeadConfig(), sizes, generator)
-    entry, config = _one(catalog.PROJECTIONS, given, "project")
+    entry, config = _one(PROJECTIONS, given, "project")
     projection: Projection = entry(config, sizes, generator)
     return projection
 
@@ -162,7 +163,7 @@ def _merge(given: str | Merge | None, sizes: Sizes, generator: torch.Generator) 
         return given
     if given is None:
         return Concatenate(ConcatenateConfig(), sizes, generator)
-    entry, config = _one(catalog.MERGES, given, "merge")
+    entry, config = _one(MERGES, given, "merge")
     merge: Merge = entry(config, sizes, generator)
     return merge
 
@@ -172,7 +173,7 @@ def _score(given: str | ScoreTerm | None, heads: int) -> ScoreTerm | None:
         return given
     terms: list[ScoreTerm] = []
     for part in spec.parse(given):
-        entry = catalog.find(catalog.SCORES, part.name, "score")
+        entry = find(SCORES, part.name, "score")
         terms.append(entry(make_config(entry, part.options), heads))
     return terms[0] if len(terms) == 1 else SumOfTerms(terms)
 
@@ -181,7 +182,7 @@ def _one(entries: tuple[type, ...], text: str, what: str) -> tuple[Any, Any]:
     """The single entry that a spec names, and its config."""
     parts = spec.parse(text)
     require(len(parts) == 1, f"{what}: must be one entry, got {text!r}; name one")
-    entry = catalog.find(entries, parts[0].name, what)
+    entry = find(entries, parts[0].name, what)
     return entry, make_config(entry, parts[0].options)
 
 

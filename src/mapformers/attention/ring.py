@@ -123,7 +123,7 @@ class RingState:
         keys, values = self.keys[row, group, place], self.values[row, group, place]  # [B, H, r W, ..]
         scores = at_least_float32(new.q @ keys.transpose(-1, -2)) * default_scale(new.q.shape[-1])
         if score is not None:
-            scores = scores + score.tile(
+            term = score.tile(
                 Pairs(
                     batch=torch.arange(batch, device=place.device).view(-1, 1, 1, 1),
                     head=torch.arange(heads, device=place.device).view(1, -1, 1, 1),
@@ -131,6 +131,7 @@ class RingState:
                     key=self.positions[row, group, place].unsqueeze(2),
                 )
             )
+            scores = scores + term.to(scores.dtype)
         if log_weight is not None:
             scores = scores + log_weight.repeat_interleave(window, -1)
         return softmax_attend(scores, valid.unsqueeze(2), values)

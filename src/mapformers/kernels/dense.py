@@ -59,7 +59,7 @@ def dense_attend(
     def rows_of(rows: slice) -> tuple[Tensor, Tensor]:
         scores = at_least_float32(q[:, :, rows] @ k.transpose(-1, -2)) * default_scale(dim)  # [B, H, rows, K]
         if score is not None and not own_keys:
-            scores = scores + score_bias(score, scope, q, m, rows)
+            scores = scores + score_bias(score, scope, q, m, rows).to(scores.dtype)
         allowed = None if own_keys else _visible(scope, rows, n, m, q.device)
         if plan.allowed is not None:
             narrowed = plan.allowed[:, :, rows]

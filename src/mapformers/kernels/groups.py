@@ -21,7 +21,7 @@ def group_attend(
     q_rows, k_rows, v_rows = _gather(q, query_index), _gather(k, key_index), _gather(v, key_index)
     scores = at_least_float32(q_rows @ k_rows.transpose(-1, -2)) * default_scale(dim)  # [B, H, T, nq, nk]
     if score is not None:
-        scores = scores + _term(score, scope, query_index, key_index, (n, k.shape[2]))
+        scores = scores + _term(score, scope, query_index, key_index, (n, k.shape[2])).to(scores.dtype)
     output, lse = softmax_attend(scores, _allowed(plan, scope, query_index, key_index), v_rows)
     empty = query_index < 0
     lse = lse.masked_fill(empty, float("-inf")).flatten(2)  # [B, H, T nq]

@@ -87,7 +87,7 @@ def range_attend(
     k_tiles = k_blocks.index_select(0, tiles.key_block)  # [pairs, block, D]
     scores = at_least_float32(q_blocks.index_select(0, tiles.query_block) @ k_tiles.transpose(1, 2))
     if score is not None:
-        scores = scores + _term(score, scope, ranges, tiles, (batch, heads, n, k.shape[2]))
+        scores = scores + _term(score, scope, ranges, tiles, (batch, heads, n, k.shape[2])).to(scores.dtype)
     output, lse = _softmax_over_pairs(scores, tiles, v_blocks, q_blocks.shape[0])
     output = output.reshape(batch * heads, -1, v.shape[-1])[:, :places].reshape(batch * heads * places, -1)
     output = output.to(v.dtype)

@@ -42,5 +42,5 @@ class Alibi(ScoreTerm):
 
     def tile(self, pairs: Pairs) -> Tensor:
         """-slope |i - j|."""
-        slope = torch.exp2(-8.0 * (pairs.head + 1) / self.heads)
+        slope = torch.exp2(-8.0 * (pairs.head + 1).double() / self.heads)
         return -slope * (pairs.query - pairs.key).abs()

@@ -111,6 +111,9 @@ class KMeans(nn.Module):
         sums, counts = _summed(self._sums), _summed(self._counts)
         samples = _canonical(_gathered(torch.cat(self._samples, 1)))
         self.forget()
+        usable = (samples.norm(dim=-1) > 0.5).any(1)  # padding and constant vectors have no direction
+        if not bool(usable.all()):
+            return  # nothing to learn from, in one head at least
         before = self.centroids.clone()
         if not bool(self.initialised):
             self.centroids.copy_(_first_centroids(samples, self.centroids.shape[1]))
