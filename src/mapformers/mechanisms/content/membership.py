@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from mapformers.core.mechanism import Shape
 from mapformers.core.scope import Scope
-from mapformers.mechanisms.content.kmeans import KMeans
+from mapformers.mechanisms.content.kmeans import KMeans, unit_rows
 
 if TYPE_CHECKING:
     from mapformers.mechanisms.content.routing import RoutingConfig
@@ -103,11 +104,10 @@ def first_best(scores: Tensor, count: int) -> Tensor:
     return torch.cat(chosen, -1)
 
 
-def top_ranked(scores: Tensor, count: int, is_real: Tensor | None) -> Tensor:
-    """[B, H, C, N] to [B, H, C, count] indices of the best tokens in order of position; padding gives -1."""
-    if is_real is not None:
-        scores = scores.masked_fill(~is_real[:, None, None], float("-inf"))
-    best = scores.topk(min(count, scores.shape[-1]), dim=-1)
-    index = best.indices.masked_fill(best.values == float("-inf"), scores.shape[-1])
-    index = index.sort(-1).values
-    return index.masked_fill(index == scores.shape[-1], -1)
+def first_centroids(config: RoutingConfig, shape: Shape, generator: torch.Generator) -> Tensor:
+    """[G, C, D] random directions until the first update; antipodal pairs for lsh (Andoni et al. 2015)."""
+    mu = unit_rows((shape.kv_heads, config.clusters, shape.head_dim), generator)
+    if config.membership == "lsh":
+        half = mu[:, : (config.clusters + 1) // 2]
+        mu = torch.cat([half, -half], 1)[:, : config.clusters]
+    return mu

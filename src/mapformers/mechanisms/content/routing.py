@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from mapformers.core.card import Card, capabilities, option, options_of
 from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism, Shape
-from mapformers.core.plans import Dense, Groups, Plan, Union, Windows
+from mapformers.core.plans import Dense, Plan, Union, Windows
 from mapformers.core.scope import Scope, keep_first, keep_last
 from mapformers.kernels.softmax import scaled_scores
-from mapformers.mechanisms.content.kmeans import KMeans, unit_rows
-from mapformers.mechanisms.content.membership import MEMBERSHIPS, Member, top_ranked
+from mapformers.mechanisms.content.kmeans import KMeans
+from mapformers.mechanisms.content.membership import MEMBERSHIPS, Member, first_centroids
+from mapformers.mechanisms.content.top_members import top_member_groups, top_member_weights
 
 Membership = Literal["argmax", "threshold", "paper", "random", "lsh"]
 
@@ -85,7 +86,7 @@ class Routing(Mechanism):
             warnings.warn(
                 'routing: allow_selection_leak=True lets membership="paper" choose past keys by future '
                 "tokens; "
-                "teacher-forced losses come out too good and generation does not reach them",
+                "teacher-forced losses come out too good, and generation does not reach them",
                 stacklevel=2,
             )
 
@@ -96,14 +97,15 @@ class Routing(Mechanism):
 
     def build(self, shape: Shape, generator: torch.Generator) -> None:
         """Centroids per key/value head, and a null key per head."""
-        self.kmeans = KMeans(self._first(shape, generator), self.config.decay)
+        self.kmeans = KMeans(first_centroids(self.config, shape, generator), self.config.decay)
         self.null_key = nn.Parameter(torch.zeros(shape.heads, shape.head_dim))
+        self.length_seen = 0
 
     def plan(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
         """Windows whose segments are clusters, and the null key; the paper's form as groups."""
         self.check(q, k, scope)
         if self.config.membership == "paper":
-            return self._paper_groups(q, k, scope)
+            return top_member_groups(q, k, scope, self.kmeans, self.config.window)
         member = Member(self.config, self.kmeans)
         windows = Windows(
             before=self.config.window,
@@ -122,12 +124,10 @@ class Routing(Mechanism):
         visible = scope.visible(n, m, q.device)
         scores = scaled_scores(q, k).masked_fill(~visible, float("-inf"))
         if self.config.membership == "paper":
-            return self._paper_weights(q, k, scores, scope)
+            return top_member_weights(q, k, scores, scope, self.kmeans, self.config.window)
         member = Member(self.config, self.kmeans)
-        q_in, k_in = (
-            member.matrix(q, scope, "query"),
-            member.matrix(k, scope, "key"),
-        )  # [B, H, N, C], [B, H, M, C]
+        q_in = member.matrix(q, scope, "query")  # [B, H, N, C]
+        k_in = member.matrix(k, scope, "key")  # [B, G, M, C]
         k_in = k_in.repeat_interleave(q.shape[1] // k_in.shape[1], 1)
         up_to = visible & Scope(causal=True, query_start=scope.query_start).visible(n, m, q.device)
         log_p = member.log_probability(q) if self.config.gate else torch.zeros_like(q_in, dtype=q.dtype)
@@ -153,13 +153,10 @@ class Routing(Mechanism):
 
     def losses(self, q: Tensor, k: Tensor, scope: Scope) -> dict[str, Tensor]:
         """commitment: mean squared distance of layer-normed queries and keys to their centroid, over D."""
-        best_q = self.kmeans.similarity(q).amax(-1)
-        best_k = self.kmeans.similarity(k).amax(-1)
-        if scope.key_is_real is not None:
-            real = scope.key_is_real[:, None].to(best_k.dtype)
-            same = real.shape[-1] == q.shape[2]
-            return {"commitment": _mean(2 - 2 * best_k, real) + _mean(2 - 2 * best_q, real if same else None)}
-        return {"commitment": _mean(2 - 2 * best_k, None) + _mean(2 - 2 * best_q, None)}
+        # [B, H, N] and [B, G, M]
+        of_queries, of_keys = (2 - 2 * self.kmeans.similarity(x).amax(-1) for x in (q, k))
+        real_queries = scope.key_is_real if q.shape[2] == k.shape[2] else None
+        return {"commitment": _mean(of_keys, scope.key_is_real) + _mean(of_queries, real_queries)}
 
     def observe(self, q: Tensor, k: Tensor, scope: Scope) -> None:
         """Sums for the centroids; random and lsh segments never move.
@@ -184,7 +181,7 @@ class Routing(Mechanism):
         and window.
         """
         share = self.kmeans.share.double()
-        length = float(getattr(self, "length_seen", 0))
+        length = float(self.length_seen or torch.inf)
         horizon = (share * (self.config.window / share.clamp(min=1e-9)).clamp(max=length)).sum(1).mean()
         return {**self.kmeans.telemetry(), "mean_horizon": float(horizon)}
 
@@ -211,54 +208,12 @@ class Routing(Mechanism):
         require(
             not self.config.share_qk or q.shape == k.shape,
             f"routing: share_qk=True needs as many keys as queries and heads, got {tuple(q.shape)} "
-            f"and {tuple(k.shape)}; "
-            "use share_qk=False",
+            f"and {tuple(k.shape)}; use share_qk=False",
         )
 
-    def _first(self, shape: Shape, generator: torch.Generator) -> Tensor:
-        """Random directions until the first update; antipodal pairs for lsh (Andoni et al. 2015)."""
-        clusters = self.config.clusters
-        mu = unit_rows((shape.kv_heads, clusters, shape.head_dim), generator)
-        if self.config.membership == "lsh":
-            half = mu[:, : (clusters + 1) // 2]
-            mu = torch.cat([half, -half], 1)[:, :clusters]
-        return mu
 
-    def _paper_groups(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
-        """Every cluster takes its `window` best queries and keys of the whole sequence; outputs are
-        averaged.
-        """
-        heads = q.shape[1]
-        rows = [self.kmeans.similarity(x).detach().transpose(-1, -2) for x in (q, k)]  # [B, H, C, N]
-        query_index = top_ranked(
-            rows[0], self.config.window, None if k.shape[2] != q.shape[2] else scope.key_is_real
-        )
-        key_index = top_ranked(rows[1], self.config.window, scope.key_is_real)
-        key_index = key_index.repeat_interleave(heads // key_index.shape[1], 1)
-        return Groups(query_index=query_index, key_index=key_index, combine="mean")
-
-    def _paper_weights(self, q: Tensor, k: Tensor, scores: Tensor, scope: Scope) -> Tensor:
-        """Mean over the clusters that hold the query of a softmax over the keys they hold."""
-        real = scope.key_is_real
-        weights, count = torch.zeros_like(scores), torch.zeros_like(scores[..., :1])
-        holds = []
-        for x, mask in ((q, real if q.shape[2] == k.shape[2] else None), (k, real)):
-            similarity = self.kmeans.similarity(x)
-            if mask is not None:
-                similarity = similarity.masked_fill(~mask[:, None, :, None], float("-inf"))
-            better = similarity.unsqueeze(2) > similarity.unsqueeze(3)  # [B, H, N, N', C]
-            held = (better.sum(3) < self.config.window) & (similarity > float("-inf"))
-            holds.append(held.repeat_interleave(q.shape[1] // x.shape[1], 1))
-        visible = scope.visible(q.shape[2], k.shape[2], q.device)
-        for c in range(self.config.clusters):
-            allowed = holds[0][..., c, None] & holds[1][..., None, :, c] & visible
-            some = allowed.any(-1, keepdim=True)
-            weights = weights + torch.where(
-                some, scores.masked_fill(~allowed, float("-inf")).masked_fill(~some, 0.0).softmax(-1), 0.0
-            )
-            count = count + some
-        return weights / count.clamp(min=1)
-
-
-def _mean(x: Tensor, real: Tensor | None) -> Tensor:
-    return x.mean() if real is None else (x * real).sum() / (real.sum() * x.shape[1]).clamp(min=1)
+def _mean(x: Tensor, is_real: Tensor | None) -> Tensor:
+    """Mean of [B, H, N] over the real tokens, is_real [B, N]."""
+    if is_real is None:
+        return x.mean()
+    return (x * is_real[:, None]).sum() / (is_real.sum() * x.shape[1]).clamp(min=1)
