@@ -39,7 +39,7 @@ _HOMES = {
 
 
 class _Face(types.ModuleType):
-    """The package itself. Importing `mapformers.attention`, a folder, must not hide the function of that name."""
+    """The package itself. Importing the folder `mapformers.attention` must not hide the function."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, types.ModuleType)):

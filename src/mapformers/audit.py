@@ -80,15 +80,16 @@ def audit(
 ) -> Report:
     """Check a layer [B, N, dim] -> [B, N, dim], or a model of token ids [B, N] -> [B, N, vocab].
 
-    subject   a layer of mf.attention, a block of mf.block, any nn.Module, or any function. An output that is a
-              tuple or has `.logits` or `.last_hidden_state` counts by that tensor. Modules are copied, run in
-              eval mode and in float64 where they can; the original and the global random state stay as they are
+    subject   a layer of mf.attention, a block of mf.block, any nn.Module, or any function. An output that is
+              a tuple or has `.logits` or `.last_hidden_state` counts by that tensor. Modules are copied, run
+              in eval mode and in float64 where they can; the original and the global random state stay as
+              they are
     causal    whether later tokens must not matter
     dim       width of the input; not needed for our own layers and blocks, nor with `vocab`
     vocab     the subject takes token ids below this number
     mask      name of the argument that takes a mask [B, N] bool, True = real; None = takes no padding
-    decode    step(x [B, 1, ..], state or None) -> (y [B, 1, ..], state), to compare token by token with the whole;
-              not needed for our own layers
+    decode    step(x [B, 1, ..], state or None) -> (y [B, 1, ..], state), to compare token by token with the
+              whole; not needed for our own layers
     Raises MapformersError where the subject cannot be called like that.
     """
     require(length >= 4, f"audit: length must be 4 or more, got {length}; use 64")
@@ -160,7 +161,7 @@ class _Draw:
         return noise.to(dtype)
 
     def others(self, x: Tensor, cut: int) -> Iterator[Tensor]:
-        """x with other tokens from `cut` on: fresh ones, and louder copies of the past that win competitions."""
+        """x with other tokens from `cut` on: fresh ones, and louder copies of the past."""
         if self.vocab is not None:
             for _ in range(2):
                 shift = torch.randint(1, max(2, self.vocab), x[:, cut:].shape, generator=self.generator)
@@ -183,14 +184,16 @@ def _future(run: _Subject, draw: _Draw) -> Iterator[Check]:
             worst = max(run.difference(after, before) for after in changed)
             scale = max(1.0, float(before.abs().max()))
             moved = max(
-                float(((after - before).abs().flatten(2).amax(-1) > LIMITS[run.dtype] * scale).double().mean())
+                float(
+                    ((after - before).abs().flatten(2).amax(-1) > LIMITS[run.dtype] * scale).double().mean()
+                )
                 for after in changed
             )
             yield run.check(
                 f"future: {what} changed, {kind} input",
                 worst,
-                f"{moved:.0%} of the earlier positions moved when the {what} changed; largest change relative to "
-                "the largest output",
+                f"{moved:.0%} of the earlier positions moved when the {what} changed; largest change "
+                "relative to the largest output",
             )
     if draw.vocab is None:
         yield from _gradient(run, draw)
@@ -243,7 +246,9 @@ def _determinism(run: _Subject, draw: _Draw) -> Check:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         first, second = run.call(x, None), run.call(x, None)
     return run.check(
-        "determinism: same input twice", run.difference(second, first), "change of the outputs between two calls"
+        "determinism: same input twice",
+        run.difference(second, first),
+        "change of the outputs between two calls",
     )
 
 
@@ -265,19 +270,24 @@ def _decoding(run: _Subject, draw: _Draw) -> Check:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         stepped = run.decode(x)
     worst = run.difference(stepped, run(x).detach())
-    return run.check("decode: token by token", worst, "difference between stepping and the whole sequence at once")
+    return run.check(
+        "decode: token by token", worst, "difference between stepping and the whole sequence at once"
+    )
 
 
 def _adapt(subject: nn.Module | Callable[..., Any], mask: str | None, decode: Step | None) -> _Subject:
     """The audited thing as one call, on a copy where it is a module."""
     if not isinstance(subject, nn.Module):
-        require(callable(subject), f"audit: subject must be callable, got {type(subject).__name__}; pass a module")
+        require(
+            callable(subject), f"audit: subject must be callable, got {type(subject).__name__}; pass a module"
+        )
         return _Subject(None, _plain(subject, mask), _stepping(decode), mask is not None, None)
     try:
         module = copy.deepcopy(subject).eval()
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise MapformersError(
-            f"audit: module must allow copy.deepcopy, got {type(subject).__name__}: {error}; wrap it in a function"
+            f"audit: module must allow copy.deepcopy, got {type(subject).__name__}: {error}; "
+            "wrap it in a function"
         ) from error
     if isinstance(module, MultiHeadAttention):
         padding = all("padding" in m.card.supports for m in module.mechanisms)  # type: ignore[union-attr, operator]
@@ -315,7 +325,8 @@ def _tensor(output: Any) -> Tensor:
         output = output[0]
     require(
         isinstance(output, Tensor) and output.dim() >= 3,
-        f"audit: output must be a tensor [batch, tokens, ..], got {type(output).__name__}; wrap it in a function",
+        f"audit: output must be a tensor [batch, tokens, ..], got {type(output).__name__}; "
+        "wrap it in a function",
     )
     assert isinstance(output, Tensor)
     return output

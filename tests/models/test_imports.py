@@ -10,6 +10,7 @@ import mapformers.hub
 import mapformers.models
 
 
+@pytest.mark.slow
 def test_transformers_is_imported_only_when_needed() -> None:
     code = (
         "import sys, mapformers, mapformers.models; assert 'transformers' not in sys.modules; "

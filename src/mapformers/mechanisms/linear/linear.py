@@ -11,7 +11,7 @@ Differs  Sums run in float32 or wider. No epsilon in the denominator: phi is pos
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from mapformers.core.card import Card, capabilities, options_of
@@ -46,11 +46,11 @@ class Linear(Mechanism):
 
     def plan(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
         """elu + 1 of both."""
-        return Features(phi_q=F.elu(q) + 1, phi_k=F.elu(k) + 1)
+        return Features(phi_q=phi(q), phi_k=phi(k))
 
     def dense_weights(self, q: Tensor, k: Tensor, scope: Scope) -> Tensor:
         """The N x M kernel matrix, normalised."""
-        kernel = (F.elu(q) + 1) @ expand_heads(F.elu(k) + 1, q.shape[1]).transpose(-1, -2)
+        kernel = phi(q) @ expand_heads(phi(k), q.shape[1]).transpose(-1, -2)
         kernel = kernel * scope.visible(q.shape[2], k.shape[2], q.device)
         total = kernel.sum(-1, keepdim=True)
         return kernel / total.masked_fill(total == 0, 1.0)
@@ -63,3 +63,8 @@ class Linear(Mechanism):
         return Cost(
             flops=batch * heads * flops, bytes=4.0 * batch * heads * (2 * n * dim + n * dim * dim / CHUNK)
         )
+
+
+def phi(x: Tensor) -> Tensor:
+    """elu(x) + 1, written so that it stays positive where elu rounds to -1."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())

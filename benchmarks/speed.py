@@ -1,0 +1,152 @@
+"""Forward + backward of the attention mechanisms beside causal SDPA, alternated in one process.
+
+    python benchmarks/speed.py                          # about 6 minutes on 2 cores
+    python benchmarks/speed.py --lengths 1024,2048      # quicker
+
+Before any time is taken, each mechanism is compared with its dense definition at a short length; a mismatch
+ends the run. Peak memory is measured in a fresh process for each point.
+"""
+
+import argparse
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import common
+import torch
+import torch.nn.functional as F
+
+import mapformers as mf
+
+HEADS, HEAD_DIM, WINDOW = 8, 64, 128
+
+
+def mechanisms(n: int) -> dict[str, mf.Mechanism]:
+    """What is measured at length n; clusters hold about 256 tokens each."""
+    clusters = max(2, n // 256)
+    return {
+        "band": mf.mechanism("band", window=WINDOW),
+        "routing, 1 cluster per query": mf.mechanism(
+            "routing", window=WINDOW, clusters=clusters, query_clusters=1
+        ),
+        "routing, 2 clusters per query": mf.mechanism("routing", window=WINDOW, clusters=clusters),
+        "linear": mf.mechanism("linear"),
+    }
+
+
+def inputs(n: int, heads: int = HEADS) -> list[torch.Tensor]:
+    """q, k, v and the gradient of the output."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, heads, n, HEAD_DIM, generator=generator) for _ in range(4)]
+    return [x.requires_grad_() for x in tensors[:3]] + tensors[3:]
+
+
+def check(n: int = 300) -> dict[str, float]:
+    """Largest deviation from the dense definition, float32; raises above 1e-4."""
+    q, k, v, _ = inputs(n)
+    worst = {}
+    for name, mechanism in mechanisms(1024).items():
+        with torch.no_grad():
+            output = mf.attend(mechanism, q, k, v, causal=True)
+            difference = (output - mf.dense_weights(mechanism, q, k, causal=True) @ v).abs().max()
+        worst[name] = float(difference)
+        if not worst[name] < 1e-4:
+            raise SystemExit(f"{name}: deviates by {worst[name]:.1e} from its definition; no time is taken")
+    return worst
+
+
+def runs_of(n: int) -> dict[str, Callable[[], object]]:
+    """One forward + backward each."""
+    q, k, v, grad = inputs(n)
+
+    def both(attention: Callable[[], torch.Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(attention(), (q, k, v), grad)
+
+    runs = {"causal SDPA": both(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))}
+    for name, mechanism in mechanisms(n).items():
+        runs[name] = both(lambda mechanism=mechanism: mf.attend(mechanism, q, k, v, causal=True))
+    return runs
+
+
+def measure(n: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds, alternated: every round runs every candidate once."""
+    runs = runs_of(n)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(rounds + 1):
+        for name, run in runs.items():
+            if n > 16384 and name == "causal SDPA":
+                continue
+            start = time.perf_counter()
+            run()
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+    result = {name: {"min": min(t), "median": statistics.median(t)} for name, t in times.items() if t}
+    if "causal SDPA" in result:
+        for name in result:
+            result[name]["times_faster"] = result["causal SDPA"]["min"] / result[name]["min"]
+    return result
+
+
+def peak_memory(name: str, n: int) -> float:
+    """MB by which one forward + backward raises the peak of a fresh process."""
+    folder = str(common.RESULTS.parent)
+    program = f"import sys; sys.path.insert(0, {folder!r}); import speed; speed.print_peak({name!r}, {n})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def print_peak(name: str, n: int) -> None:
+    """Run in the fresh process."""
+    warm, run = runs_of(256)[name], runs_of(n)[name]
+    warm()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def exponent(low: float, high: float, ratio: float) -> float:
+    """p in cost ~ n^p between two lengths."""
+    return math.log(high / low) / math.log(ratio)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lengths", default="1024,4096,8192,16384,32768", help="comma-separated")
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each")
+    arguments = parser.parse_args()
+    lengths = [int(x) for x in arguments.lengths.split(",")]
+    deviation = check()
+    results, memory = {}, {}
+    for n in lengths:
+        results[n] = measure(n, arguments.rounds)
+        memory[n] = {name: peak_memory(name, n) for name in mechanisms(n)}
+        for name, row in results[n].items():
+            faster = f"{row['times_faster']:6.1f}x" if "times_faster" in row else "      -"
+            room = f"{memory[n][name]:7.0f} MB" if name in memory[n] else ""
+            print(f"n={n:6d}  {name:30s} {row['min'] * 1e3:8.0f} ms {faster} {room}", flush=True)
+    growth = {}
+    if len(lengths) > 1:
+        low, high = (4096 if 4096 in lengths else lengths[0]), lengths[-1]
+        for name in mechanisms(low):
+            growth[name] = {
+                "time": exponent(results[low][name]["min"], results[high][name]["min"], high / low),
+                "memory": exponent(memory[low][name], memory[high][name], high / low),
+            }
+            time_growth, memory_growth = growth[name]["time"], growth[name]["memory"]
+            print(f"growth {low} to {high}: {name:30s} time {time_growth:.2f} memory {memory_growth:.2f}")
+    setting = {"batch": 1, "heads": HEADS, "head_dim": HEAD_DIM, "window": WINDOW, "dtype": "float32"}
+    common.write(
+        common.dated("speed"),
+        {"setting": setting, "deviation": deviation, "seconds": results, "peak_mb": memory, "growth": growth},
+    )
+
+
+if __name__ == "__main__":
+    main()

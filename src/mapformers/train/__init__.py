@@ -1,0 +1,1 @@
+"""Training, evaluation and generation: presets, run folders, the Trainer and its callbacks."""

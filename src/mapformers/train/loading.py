@@ -1,0 +1,54 @@
+"""A trained model out of a run folder."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from mapformers.core.errors import MapformersError
+from mapformers.models import MapformerForCausalLM
+from mapformers.train.checkpoint import MANIFEST, verify
+from mapformers.train.folder import RunFolder, open_run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode, the run it comes from, and the step of its checkpoint."""
+
+    model: Any
+    run: RunFolder
+    step: int
+
+
+def load_trained(path: Path) -> Trained:
+    """The newest complete checkpoint of RUN, or that of RUN/checkpoint-N.
+
+    Raises MapformersError where there is none.
+    """
+    if (path / MANIFEST).is_file():
+        verify(path)
+        return Trained(_load(path), open_run(path.parent), int(path.name.rpartition("-")[2]))
+    run = open_run(path)
+    last = run.last_checkpoint()
+    if last is None:
+        raise MapformersError(
+            f"run: {path} must hold a checkpoint, got none; train on with: mapformers train --output "
+            f"{path} --resume"
+        )
+    return Trained(_load(last[1]), run, last[0])
+
+
+def quiet() -> None:
+    """transformers and accelerate say on the screen only what is wrong."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def _load(folder: Path) -> Any:
+    quiet()
+    model = MapformerForCausalLM.from_pretrained(folder)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

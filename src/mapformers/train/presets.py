@@ -1,0 +1,271 @@
+"""Presets: one run as data. Strict: an unknown key or a wrong type raises MapformersError and names the
+nearest keys.
+"""
+
+import copy
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from mapformers.core.errors import MapformersError, require, require_known
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is read: source, context in bytes, sequences per step and process, and how much of each split is
+    used.
+    """
+
+    source: str = "stdlib"
+    context: int = 1024
+    batch: int = 4
+    record: int = 1  # sequences start at multiples of this (bytes of an image, say)
+    train_bytes: int | None = None  # None = all
+    valid_bytes: int | None = 65536
+    test_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("data", self, "context", "batch", "record", "train_bytes", "valid_bytes", "test_bytes")
+        require(self.context >= 2, f"data: context must be 2 or more, got {self.context}; raise data.context")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW and its learning rate over time."""
+
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
+    warmup_steps: int = 0
+    final_ratio: float = 0.1  # cosine and linear end at this share of the learning rate
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0  # largest norm of the gradient; 0 = no limit
+
+    def __post_init__(self) -> None:
+        require(
+            self.learning_rate > 0,
+            f"optimiser: learning_rate must be > 0, got {self.learning_rate}; raise it",
+        )
+        require(
+            0 <= self.final_ratio <= 1,
+            f"optimiser: final_ratio must lie in 0..1, got {self.final_ratio}; change it",
+        )
+        require(
+            all(0 <= b < 1 for b in self.betas),
+            f"optimiser: betas must lie in 0..1, got {self.betas}; lower them",
+        )
+        for name in ("warmup_steps", "weight_decay", "clip"):
+            require(
+                getattr(self, name) >= 0,
+                f"optimiser: {name} must be >= 0, got {getattr(self, name)}; raise it",
+            )
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, how often, how exactly. Every `_every` counts optimiser steps."""
+
+    max_steps: int = 1000
+    accumulate: int = 1  # micro-batches per optimiser step
+    eval_every: int = 200
+    save_every: int = 200
+    log_every: int = 10
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _positive("training", self, "max_steps", "accumulate", "eval_every", "save_every", "log_every")
+        require(
+            0 <= self.seed < 2**32, f"training: seed must lie in 0..2^32-1, got {self.seed}; choose another"
+        )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One run. `model` holds fields of MapformerConfig; `deviations` says where it leaves a published
+    recipe.
+    """
+
+    name: str
+    summary: str
+    deviations: tuple[str, ...] = ()
+    model: dict[str, Any] = field(default_factory=dict)
+    data: Data = field(default_factory=Data)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    training: Training = field(default_factory=Training)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for YAML and JSON."""
+        plain = dataclasses.asdict(self)
+        plain["deviations"] = list(self.deviations)
+        plain["optimiser"]["betas"] = list(self.optimiser.betas)
+        return plain
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that come with the library."""
+    folder = resources.files("mapformers.train") / "presets"
+    found = {item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")}
+    first = [name for name in ("demo", "laptop") if name in found]
+    return (*first, *sorted(found - set(first)))
+
+
+def load_preset(name: str) -> Preset:
+    """A preset by name. Raises MapformersError with the nearest names when there is none."""
+    require_known("train", "preset", name, preset_names())
+    text = (resources.files("mapformers.train") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return preset_from({"name": name, **yaml.safe_load(text)})
+
+
+def preset_from(plain: dict[str, Any]) -> Preset:
+    """A preset from plain data, every key and type checked; `repeat: n` in model.layers is written out."""
+    _known_keys("preset", plain, Preset)
+    model = _mapping("model", plain.get("model", {}))
+    if "layers" in model:
+        model = {**model, "layers": _expand(model["layers"])}
+    return Preset(
+        name=coerce("name", plain.get("name"), str),
+        summary=coerce("summary", plain.get("summary", ""), str),
+        deviations=tuple(coerce("deviations", plain.get("deviations", []), list[str])),
+        model=model,
+        data=_section("data", plain.get("data", {}), Data),
+        optimiser=_section("optimiser", plain.get("optimiser", {}), Optimiser),
+        training=_section("training", plain.get("training", {}), Training),
+    )
+
+
+def override(preset: Preset, settings: Iterable[str]) -> Preset:
+    """The preset with `section.key=value` settings applied; values are YAML, typed by the field they go
+    to.
+    """
+    plain = copy.deepcopy(preset.as_dict())
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        require(
+            bool(equals) and bool(path),
+            f"--set: needs key=value, got {setting!r}; write --set data.context=512",
+        )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise MapformersError(
+                f"--set: {path} must be YAML, got {text!r}; quote it for the shell"
+            ) from None
+        _put(plain, path.strip().split("."), value)
+    return preset_from(plain)
+
+
+def coerce(name: str, value: Any, kind: Any) -> Any:
+    """`value` as `kind` (int, float, bool, str, a Literal, list[..], tuple[..], dict, or a union of them).
+
+    Raises MapformersError where it does not fit.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return coerce(name, value, next(one for one in arguments if one is not type(None)))
+    if origin is Literal:
+        require_known("preset", name, value if isinstance(value, str) else repr(value), arguments)
+        return value
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        inner = [arguments[0]] * len(value) if origin is list or arguments[-1] is ... else list(arguments)
+        _fits(len(inner) == len(value), name, kind, value)
+        return origin(
+            coerce(f"{name}.{i}", item, one) for i, (item, one) in enumerate(zip(value, inner, strict=True))
+        )
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            _fits(False, name, kind, value)
+    plain = origin or kind
+    _fits(isinstance(value, plain) and (plain is bool or not isinstance(value, bool)), name, kind, value)
+    return value
+
+
+def _fits(fine: bool, name: str, kind: Any, value: Any) -> None:
+    wanted = (
+        kind.__name__
+        if isinstance(kind, type) and not typing.get_args(kind)
+        else str(kind).replace("typing.", "")
+    )
+    require(fine, f"preset: {name} must be {wanted}, got {value!r}; change it")
+
+
+def _section(name: str, plain: Any, kind: type[Section]) -> Section:
+    plain = _mapping(name, plain)
+    _known_keys(name, plain, kind)
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: coerce(f"{name}.{key}", value, hints[key]) for key, value in plain.items()})
+
+
+def _known_keys(who: str, plain: dict[str, Any], kind: Any) -> None:
+    for key in plain:
+        require_known("preset", f"key of {who}", str(key), [one.name for one in dataclasses.fields(kind)])
+
+
+def _mapping(name: str, plain: Any) -> dict[str, Any]:
+    require(
+        isinstance(plain, dict),
+        f"preset: {name} must hold keys and values, got {plain!r}; write {name}.key=value",
+    )
+    return dict(plain)
+
+
+def _expand(layers: Any) -> list[dict[str, Any]]:
+    """[{attention: .., repeat: 2}] -> two equal layers."""
+    require(
+        isinstance(layers, list) and bool(layers),
+        f"preset: model.layers must be a list of layers, got {layers!r}",
+    )
+    written_out = []
+    for layer in layers:
+        layer = _mapping("model.layers", layer)
+        repeat = layer.pop("repeat", 1)
+        require(
+            isinstance(repeat, int) and repeat >= 1,
+            f"preset: repeat must be 1 or more, got {repeat!r}; change it",
+        )
+        written_out += [dict(layer) for _ in range(repeat)]
+    return written_out
+
+
+def _put(plain: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set plain[path] = value; a number in the path is an index of a list (model.layers.0.attention)."""
+    here: Any = plain
+    for i, key in enumerate(path):
+        where = ".".join(path[: i + 1])
+        if isinstance(here, list):
+            fine = key.isdigit() and int(key) < len(here)
+            require(fine, f"--set: {where} must be an index below {len(here)}, got {key!r}; count from 0")
+            key = int(key)  # type: ignore[assignment]
+        else:
+            require(
+                isinstance(here, dict), f"--set: {where} leads into a value, got {here!r}; shorten the key"
+            )
+        if i == len(path) - 1:
+            here[key] = value
+        elif isinstance(here, dict) and key not in here:
+            require_known("--set", "key", key, here)
+        else:
+            here = here[key]
+
+
+def _positive(who: str, section: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        require(
+            value is None or value > 0, f"{who}: {name} must be 1 or more, got {value}; raise {who}.{name}"
+        )

@@ -1,0 +1,115 @@
+"""Every option changes something: an argument that is accepted and ignored fails here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mapformers as mf
+from mapformers.catalog import BLOCKS, MECHANISMS, MERGES, PROJECTIONS, SCORES, catalog
+from mapformers.core.carry import Carry
+from tests.contract import cases
+
+N = 40
+Behaviour = list[Tensor | str]
+
+
+def trained(module: nn.Module, call: Callable[[Tensor], Tensor]) -> Behaviour:
+    """Outputs before, while and after three updates of the centroids."""
+    seen: Behaviour = []
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+        for step in range(4):
+            x = cases.draw((2, N, cases.DIM), torch.Generator().manual_seed(step)).float()
+            seen.append(call(x).detach())
+            module.update_centroids()
+    module.eval()
+    seen.append(call(cases.draw((2, N, cases.DIM), torch.Generator().manual_seed(9)).float()).detach())
+    return seen
+
+
+def of_layer(**arguments: Any) -> Behaviour:
+    """What a layer does under both settings of causal, or how it refuses."""
+    seen: Behaviour = []
+    for causal in (False, True):
+        try:
+            layer = mf.attention(dim=cases.DIM, heads=cases.HEADS, causal=causal, **arguments)
+        except mf.MapformersError as error:
+            seen.append(str(error))
+            continue
+        seen += trained(layer, layer)
+    return seen
+
+
+def of_block(text: str) -> Behaviour:
+    block = mf.block(text, cases.DIM, cases.HEADS)
+    try:
+        return trained(block, lambda x: block(x, Carry())[0])
+    except mf.MapformersError as error:
+        return [str(error)]
+
+
+def behaviour(name: str, options: dict[str, Any]) -> Behaviour:
+    text = f"{name}({cases.options_text(options)})"
+    kinds = {entry.card.name: kind for kind, entries in ENTRIES.items() for entry in entries}  # type: ignore[attr-defined]
+    if kinds[name] == "mechanism":
+        return of_layer(mechanism=text)
+    if kinds[name] == "block":
+        return of_block(text)
+    return of_layer(mechanism="band(window=5)", **{kinds[name]: text})
+
+
+ENTRIES = {"mechanism": MECHANISMS, "score": SCORES, "project": PROJECTIONS, "merge": MERGES, "block": BLOCKS}
+OPTIONS = [(card.name, option.name) for card in catalog() for option in card.options]
+
+
+def differ(a: Behaviour, b: Behaviour) -> bool:
+    if len(a) != len(b):
+        return True
+    return any(
+        x != y if isinstance(x, str) or isinstance(y, str) else x.shape != y.shape or not torch.equal(x, y)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:routing. allow_selection_leak:UserWarning")
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_every_option_changes_something(name: str, option: str) -> None:
+    others, value = cases.CHANGES[name][option]
+    plain, changed = behaviour(name, others), behaviour(name, {**others, option: value})
+    assert differ(plain, changed), f"{name}: {option}={value!r} changes nothing"
+
+
+@pytest.mark.parametrize(
+    "option", ["causal", "rotary", "rotary_base", "head_dim", "kv_heads", "dropout", "seed"]
+)
+def test_every_argument_of_attention_changes_something(option: str) -> None:
+    base: dict[str, Any] = {"rotary": True} if option == "rotary_base" else {}
+    value = {
+        "causal": True,
+        "rotary": True,
+        "rotary_base": 100.0,
+        "head_dim": 4,
+        "kv_heads": 2,
+        "dropout": 0.5,
+        "seed": 1,
+    }[option]
+    x = cases.draw((2, N, cases.DIM), torch.Generator().manual_seed(0)).float()
+    outputs = []
+    for arguments in (base, {**base, option: value}):
+        with torch.random.fork_rng(devices=[]):
+            outputs.append(mf.attention("band(window=5)", cases.DIM, cases.HEADS, **arguments)(x))
+    assert not torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("option", ["key_is_real", "segments", "positions"])
+def test_every_argument_of_the_call_changes_something(option: str) -> None:
+    layer = mf.attention("band(window=5)", cases.DIM, cases.HEADS, rotary=True)
+    x = cases.draw((2, N, cases.DIM), torch.Generator().manual_seed(0)).float()
+    value = {
+        "key_is_real": torch.arange(N).expand(2, -1) > 3,
+        "segments": torch.arange(N).expand(2, -1) // 7,
+        "positions": 3 * torch.arange(N).expand(2, -1),
+    }[option]
+    assert not torch.equal(layer(x), layer(x, **{option: value}))

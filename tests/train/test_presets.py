@@ -1,0 +1,126 @@
+"""Presets: strict, typed, and each one a model that can be built."""
+
+import pytest
+import yaml
+
+from mapformers.core.errors import MapformersError
+from mapformers.train.folder import config_text
+from mapformers.train.models import config_of, parameter_count
+from mapformers.train.presets import Preset, load_preset, override, preset_from, preset_names
+
+PUBLISHED = ("routing-enwik8", "routing-imagenet64", "routing-pg19", "routing-wikitext103")
+
+
+def test_the_presets_there_are() -> None:
+    assert preset_names() == ("demo", "laptop", *PUBLISHED)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_each_preset_is_a_model(name: str) -> None:
+    preset = load_preset(name)
+    config = config_of(preset)
+    assert config.max_position_embeddings == preset.data.context
+    assert parameter_count(preset) > 100_000
+    assert preset.summary.endswith(".")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_presets_state_their_deviations(name: str) -> None:
+    text = " ".join(load_preset(name).deviations)
+    for told in ("strictly causal", "AdamW", "Rotary", "shared centroids"):
+        assert told in text
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "sizes", "context"),
+    [
+        ("routing-enwik8", 12, (1024, 3072, 8), 8192),
+        ("routing-wikitext103", 14, (1024, 3072, 16), 4096),
+        ("routing-imagenet64", 24, (1024, 2048, 16), 12288),
+        ("routing-pg19", 22, (1032, 4096, 8), 8192),
+    ],
+)
+def test_published_sizes(name: str, layers: int, sizes: tuple[int, int, int], context: int) -> None:
+    preset = load_preset(name)
+    config = config_of(preset)
+    assert len(config.layers) == layers
+    assert (config.hidden_size, config.intermediate_size, config.num_attention_heads) == sizes
+    assert preset.data.context == context
+
+
+def test_overrides_are_typed() -> None:
+    settings = [
+        "data.context=64",
+        "optimiser.learning_rate=1e-4",
+        "optimiser.betas=[0.8, 0.9]",
+        "data.train_bytes=null",
+        "training.activation_checkpointing=true",
+        "model.layers.0.attention=band(window=4)",
+        "data.source=my file.txt",
+    ]
+    preset = override(load_preset("demo"), settings)
+    assert preset.data.context == 64
+    assert preset.optimiser.learning_rate == 1e-4
+    assert preset.optimiser.betas == (0.8, 0.9)
+    assert preset.data.train_bytes is None
+    assert preset.training.activation_checkpointing is True
+    assert preset.model["layers"][0] == {"attention": "band(window=4)"}
+    assert preset.model["layers"][1] != preset.model["layers"][0]
+    assert preset.data.source == "my file.txt"
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("data.contxt=3", "nearest: context"),
+        ("dta.context=3", "nearest: data"),
+        ("data.context=many", "data.context must be int"),
+        ("data.context=1.5", "data.context must be int"),
+        ("data.context=true", "data.context must be int"),
+        ("data.context=1", "context must be 2 or more"),
+        ("data.batch=0", "batch must be 1 or more"),
+        ("optimiser.learning_rate=0", "learning_rate must be > 0"),
+        ("optimiser.learning_rate=fast", "learning_rate must be float"),
+        ("optimiser.betas=[1]", "betas must be"),
+        ("optimiser.schedule=cosin", "nearest: cosine"),
+        ("training.seed=-1", "seed must lie in"),
+        ("training.precision=float16", "nearest: "),
+        ("model.layers.9.attention=full", "index below 4"),
+        ("model.layers=[]", "list of layers"),
+        ("data.context.x=1", "leads into a value"),
+        ("data", "needs key=value"),
+        ("data.context={", "must be YAML"),
+    ],
+)
+def test_bad_settings_are_named(setting: str, rule: str) -> None:
+    with pytest.raises(MapformersError, match=rule) as caught:
+        override(load_preset("demo"), [setting])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("model.hiden_size=64", "nearest: hidden_size"),
+        ("model.hidden_size=big", "model.hidden_size must be int"),
+        ("model.num_attention_heads=5", "multiple of num_attention_heads"),
+        ("model.layers.0.attention=bnd", "nearest: band"),
+        ("model.layers.0.attention=band(windw=3)", "nearest: window"),
+        ("model.layers.0.attention=band(window=-1)", "window"),
+    ],
+)
+def test_bad_models_are_named(setting: str, rule: str) -> None:
+    with pytest.raises(MapformersError, match=rule):
+        config_of(override(load_preset("demo"), [setting]))
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(MapformersError, match="nearest: demo"):
+        load_preset("dmo")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_config_text_is_read_back_the_same(name: str) -> None:
+    preset = load_preset(name)
+    again: Preset = preset_from(yaml.safe_load(config_text(preset)))
+    assert again == preset
