@@ -43,9 +43,13 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (order,) = ctx.saved_tensors
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(order.numel(), device=order.device)
-        return grad.index_select(0, inverse), None
+        return grad.index_select(0, _inverse(order)), None
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """The order that undoes `order` [R]."""
+    places = torch.arange(order.numel(), device=order.device)
+    return torch.zeros_like(order).scatter(0, order, places)
 
 
 class _Tiles(NamedTuple):
@@ -93,8 +97,7 @@ def range_attend(
     output = output.to(v.dtype)
     lse = lse.reshape(batch * heads, -1)[:, :places].reshape(-1, 1)
     if q_order is not None:
-        inverse = torch.empty_like(q_order)
-        inverse[q_order] = torch.arange(q_order.numel(), device=q.device)
+        inverse = _inverse(q_order)
         output, lse = _Permute.apply(output, inverse), _Permute.apply(lse, inverse)
     return Attended(output.view(batch, heads, places, -1), lse.view(batch, heads, places))
 

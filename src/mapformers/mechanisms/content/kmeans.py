@@ -69,8 +69,11 @@ class KMeans(nn.Module):
 
     def similarity(self, x: Tensor) -> Tensor:
         """[B, H, N, C] cosine of x [B, H, N, D] with its centroids, H a multiple of G."""
-        mu = self.centroids.repeat_interleave(x.shape[1] // self.centroids.shape[0], 0)
-        unit = directions(x)
+        return self._cosine(directions(x))
+
+    def _cosine(self, unit: Tensor) -> Tensor:
+        """[B, H, N, C] of directions [B, H, N, D]."""
+        mu = self.centroids.repeat_interleave(unit.shape[1] // self.centroids.shape[0], 0)
         return unit @ mu.to(unit.dtype).transpose(-1, -2)
 
     def biased(self, similarity: Tensor) -> Tensor:
@@ -88,8 +91,8 @@ class KMeans(nn.Module):
     def observe(self, x: Tensor, is_real: Tensor | None) -> None:
         """Gather statistics of x [B, H, N, D]; padding does not count."""
         groups, clusters, dim = self.centroids.shape
-        best = self.biased(self.similarity(x)).argmax(-1)  # [B, H, N]
         unit = directions(x)
+        best = self.biased(self._cosine(unit)).argmax(-1)  # [B, H, N]
         member = F.one_hot(best, clusters).to(unit.dtype)  # [B, H, N, C]
         if is_real is not None:
             member = member * is_real[:, None, :, None]

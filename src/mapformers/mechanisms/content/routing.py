@@ -29,6 +29,7 @@ from mapformers.mechanisms.content.kmeans import KMeans
 from mapformers.mechanisms.content.membership import MEMBERSHIPS, Member, first_centroids
 from mapformers.mechanisms.content.top_members import top_member_groups, top_member_weights
 
+FIXED = ("random", "lsh")  # memberships whose clusters never move
 Membership = Literal["argmax", "threshold", "paper", "random", "lsh"]
 
 
@@ -153,6 +154,8 @@ class Routing(Mechanism):
 
     def losses(self, q: Tensor, k: Tensor, scope: Scope) -> dict[str, Tensor]:
         """commitment: mean squared distance of layer-normed queries and keys to their centroid, over D."""
+        if self.config.membership in FIXED:
+            return {}
         # [B, H, N] and [B, G, M]
         of_queries, of_keys = (2 - 2 * self.kmeans.similarity(x).amax(-1) for x in (q, k))
         real_queries = scope.key_is_real if q.shape[2] == k.shape[2] else None
@@ -164,7 +167,7 @@ class Routing(Mechanism):
         Keys alone move them, so that a query's best cluster is one that holds keys. Moved by both, as in the
         paper, queries and keys part into clusters of their own and a query sees nothing.
         """
-        if self.config.membership in ("random", "lsh"):
+        if self.config.membership in FIXED:
             return
         self.kmeans.observe(k, scope.key_is_real)
         if self.config.membership == "paper" and not self.config.share_qk:
