@@ -26,7 +26,7 @@ class LunaConfig:
     """Options of the luna block."""
 
     length: int = option(16, "rows of the second stream")
-    activation: Activation = option("gelu", "gelu | relu | geglu")
+    activation: Activation = option("gelu", "of the feed-forward")
     hidden: int = option(0, "units of the feed-forward; 0 = 4 dim")
     learned_start: bool = option(
         True, "own a learned start of the second stream; only the first layer of a stack needs it"

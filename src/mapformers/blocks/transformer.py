@@ -27,8 +27,8 @@ class TransformerConfig:
     """Options of the transformer block."""
 
     attention: str = option("full", "spec of the attention, as for mf.attention")
-    norm: Literal["pre", "post"] = option("pre", "pre | post: where the layer norms stand")
-    activation: Activation = option("gelu", "gelu | relu | geglu")
+    norm: Literal["pre", "post"] = option("pre", "where the layer norms stand")
+    activation: Activation = option("gelu", "of the feed-forward")
     hidden: int = option(0, "units of the feed-forward; 0 = 4 dim")
     dropout: float = option(0.0, "of both branches, in training")
 

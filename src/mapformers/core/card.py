@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from mapformers.core.errors import require_known
 
@@ -71,11 +71,13 @@ def option(default: Any, meaning: str) -> Any:
 def options_of(config: type) -> tuple[Option, ...]:
     """The options of a config dataclass."""
     return tuple(
-        Option(
-            f.name,
-            f.type if isinstance(f.type, str) else f.type.__name__,
-            f.default,
-            f.metadata.get("meaning", ""),
-        )
+        Option(f.name, _type_name(f.type), f.default, f.metadata.get("meaning", ""))
         for f in dataclasses.fields(config)
     )
+
+
+def _type_name(hint: Any) -> str:
+    """`int`, `bool`, or the values of a Literal: `pre | post`."""
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    return hint if isinstance(hint, str) else str(hint.__name__)

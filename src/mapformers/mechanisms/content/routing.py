@@ -41,7 +41,7 @@ class RoutingConfig:
     window: int = option(128, "members of its cluster that a query sees (on each side, when not causal)")
     query_clusters: int = option(2, "best clusters into which a query looks; keys lie in one")
     share_qk: bool = option(False, "queries serve as keys, as the paper's decoder does")
-    membership: Membership = option("argmax", "argmax | threshold | paper | random | lsh")
+    membership: Membership = option("argmax", "how tokens join clusters; paper = the published form")
     gate: bool = option(False, "add the log-probability of a cluster under its query to the scores inside it")
     decay: float = option(0.99, "of the moving average of the centroids")
     allow_selection_leak: bool = option(False, 'let membership="paper" run under causal=True, where it leaks')
