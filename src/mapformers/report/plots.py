@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 440, 250  # narrow, so that the numbers stay readable on a telephone
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 80, 14, 14, 46
 
 
 def line_chart(
@@ -37,10 +37,7 @@ def line_chart(
     for name, value in marks.items():
         y = frame.y(value)
         parts.append(f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{WIDTH - RIGHT}" y="{y - 4:.1f}" '
-            f'text-anchor="end">{html.escape(name)}</text>'
-        )
+        parts.append(f'<text class="tick" x="{LEFT + 4}" y="{y - 4:.1f}">{html.escape(name)}</text>')
     for number, points in enumerate(clean.values()):
         parts.append(_line(frame, points, number % 6))
     return "".join(parts) + "</svg>" + legend(list(clean))
