@@ -9,23 +9,24 @@ ends the run. Peak memory is measured in a fresh process for each point.
 
 import argparse
 import math
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import common
 import torch
 import torch.nn.functional as F
 
 import mapformers as mf
+from mapformers.core.mechanism import Mechanism
 
 HEADS, HEAD_DIM, WINDOW = 8, 64, 128
 
 
-def mechanisms(n: int) -> dict[str, mf.Mechanism]:
+def mechanisms(n: int) -> dict[str, Mechanism]:
     """What is measured at length n; clusters hold about 256 tokens each."""
     clusters = max(2, n // 256)
     return {
@@ -103,9 +104,17 @@ def print_peak(name: str, n: int) -> None:
     """Run in the fresh process."""
     warm, run = runs_of(256)[name], runs_of(n)[name]
     warm()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((_high_water() - before) / 1024)
+
+
+def _high_water() -> int:
+    """Peak resident size of this process in KB. Not ru_maxrss: that begins at the parent's peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise SystemExit("speed: peak memory needs /proc/self/status; run on Linux")
 
 
 def exponent(low: float, high: float, ratio: float) -> float:
