@@ -24,9 +24,8 @@ def linear(
     size_in: int, size_out: int, generator: torch.Generator, bias: bool = False, gain: float = 1.0
 ) -> nn.Linear:
     """nn.Linear with weights of standard deviation gain / sqrt(size_in) and zero bias."""
-    layer = nn.Linear(
-        size_in, size_out, bias=bias, device="meta"
-    )  # on meta nothing is drawn from the global state
+    # Made on meta, where nothing is drawn from the global state.
+    layer = nn.Linear(size_in, size_out, bias=bias, device="meta")
     layer.weight = nn.Parameter(normal((size_out, size_in), generator, gain * size_in**-0.5))
     if bias:
         layer.bias = nn.Parameter(torch.zeros(size_out))

@@ -58,9 +58,8 @@ def generate_bytes(
     """`count` new bytes after the prompt. Temperature 0 takes the likeliest byte each time; else bytes are
     drawn.
 
-    The global generator of torch, which transformers draws from, is put back as it was. Raises
-    MapformersError for
-    options out of range and for models that cannot decode.
+    The global generator of torch, which transformers draws from, is put back as it was.
+    Raises MapformersError for options out of range and for models that cannot decode.
     """
     require(count >= 1, f"generate: --max-new-tokens must be 1 or more, got {count}; raise it")
     require(

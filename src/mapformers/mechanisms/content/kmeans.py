@@ -36,7 +36,7 @@ def unit_rows(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 class KMeans(nn.Module):
-    """Centroids [G, C, D] of unit length, with load bias and thresholds; float32 or wider whatever the
+    """Centroids [G, C, D] of unit length, with load bias; float32 or wider whatever the
     model's type.
     """
 

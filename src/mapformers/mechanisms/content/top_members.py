@@ -2,12 +2,10 @@
 
 Paper    Roy et al. 2021, arXiv 2003.05997, section 4.1
 Formula  S_c = the w tokens with the largest x^ . mu_c; out_i = mean over the clusters with i in S_c(queries)
-of
-         softmax over j in S_c(keys)
+         of softmax over j in S_c(keys)
 Differs  Padding takes no place. A query in no cluster gives 0.
 
-Whether a token is a member depends on all tokens, also on later ones: under a causal mask this leaks the
-future.
+Whether a token is a member depends on all tokens, also on later ones: under a causal mask this leaks.
 """
 
 import torch
