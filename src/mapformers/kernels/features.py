@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mapformers.core.attended import Attended
 from mapformers.core.plans import Features
@@ -10,6 +11,7 @@ from mapformers.core.scope import Scope
 from mapformers.kernels.softmax import at_least_float32, expand_heads
 
 CHUNK = 64
+STRETCH = 16 * CHUNK
 
 
 def feature_attend(plan: Features, v: Tensor, scope: Scope) -> Attended:
@@ -40,21 +42,34 @@ def normalise(summed: Tensor, dtype: torch.dtype) -> Attended:
     total = summed[..., -1]
     seen = total > 0
     total = torch.where(seen, total, 1.0)
-    output = summed[..., :-1] / total.unsqueeze(-1) * seen.unsqueeze(-1)
+    output = summed[..., :-1] * total.reciprocal().unsqueeze(-1)  # 0 where nothing was seen
     return Attended(output.to(dtype), total.log().masked_fill(~seen, float("-inf")))
 
 
 def causal_sums(phi_q: Tensor, phi_k: Tensor, values: Tensor) -> Tensor:
-    """sum over j <= i of phi_q[i].phi_k[j] values[j], chunk by chunk. All [B, H, N, ..]."""
+    """sum over j <= i of phi_q[i].phi_k[j] values[j]. All [B, H, N, ..].
+
+    Stretches of whole chunks hand on their sums; the backward computes each stretch again, so that what is
+    alive at a time stays small enough for the cache, whatever N.
+    """
+    carried = phi_k.new_zeros(*phi_k.shape[:2], phi_k.shape[-1], values.shape[-1])  # [B, H, F, E + 1]
+    rows = []
+    for q, k, v in zip(*(x.split(STRETCH, 2) for x in (phi_q, phi_k, values)), strict=True):
+        row, carried = checkpoint(_stretch, q, k, v, carried, use_reentrant=False, preserve_rng_state=False)
+        rows.append(row)
+    return torch.cat(rows, 2)
+
+
+def _stretch(phi_q: Tensor, phi_k: Tensor, values: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of one stretch, chunk by chunk, on top of those carried into it, and what it carries on."""
     n = phi_q.shape[2]
     pad = -n % CHUNK
     phi_q, phi_k, values = (
         F.pad(x, (0, 0, 0, pad)).unflatten(2, (-1, CHUNK)) for x in (phi_q, phi_k, values)
     )
     inner = (phi_q @ phi_k.transpose(-1, -2)).tril() @ values  # [B, H, chunks, CHUNK, E + 1]
-    sums = phi_k.transpose(-1, -2) @ values  # [B, H, chunks, F, E + 1]
-    earlier = F.pad(sums.cumsum(2)[:, :, :-1], (0, 0, 0, 0, 1, 0))
-    return (inner + phi_q @ earlier).flatten(2, 3)[:, :, :n]
+    sums = torch.cat([carried.unsqueeze(2), phi_k.transpose(-1, -2) @ values], 2).cumsum(2)
+    return (inner + phi_q @ sums[:, :, :-1]).flatten(2, 3)[:, :, :n], sums[:, :, -1]
 
 
 def _by_document(phi_q: Tensor, phi_k: Tensor, values: Tensor, scope: Scope) -> Tensor:
