@@ -101,7 +101,7 @@ COSTS: dict[str, tuple[str, CostRule, float]] = {  # spec, rule, growth of the F
     "full": ("full", "all", 2.0),
     "band": ("band(window=128)", "visible", 1.0),
     "block_local": ("block_local(block=128)", "visible", 1.0),
-    "routing": ("routing(clusters=8, window=64)", "bound", 1.0),
+    "routing": ("routing(clusters=4, window=128)", "bound", 1.0),
     "linear": ("linear", "counted", 1.0),
     "linformer": ("linformer(rank=16, length=8192)", "counted", 1.0),
 }

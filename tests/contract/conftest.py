@@ -1,17 +1,46 @@
-"""Which cases run at every commit, and which in `make test` only."""
+"""Which kernels the suite runs on, which cases run at every commit, and which in `make test` only."""
+
+from collections.abc import Iterator
 
 import pytest
 
+from mapformers.kernels.native.library import load, torch_kernels
 from tests.contract import cases
+
+COUNTING = "test_cost"  # counts the products that torch makes, so it runs on torch's kernels alone
 
 # One configuration of each mechanism and one mixture at every commit; the others are variants of these.
 FIRST = {texts[0] for texts in (*cases.SPECS.values(), *cases.BLOCKS.values())} | {cases.MIXTURES[0]}
+WINDOWED = ("band", "block_local", "routing")  # the mechanisms that run as ranges
 VARIANTS = {*cases.ALL, *cases.ALL_BLOCKS, *cases.MIXTURES} - FIRST
 
 
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every case runs on both; where the mechanism makes no ranges, once."""
+    if request.param == "torch":
+        with torch_kernels():
+            yield request.param
+    else:
+        if load().library is None:
+            pytest.skip(f"no native kernel: {load().reason}")
+        yield request.param
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the variants slow."""
+    """Mark the variants slow, and keep one kernel for cases in which the kernel plays no part."""
+    kept = []
     for item in items:
         call = getattr(item, "callspec", None)
-        if call is not None and any(isinstance(v, str) and v in VARIANTS for v in call.params.values()):
+        if call is None or "kernels" not in call.params:
+            kept.append(item)
+            continue
+        texts = [v for name, v in call.params.items() if isinstance(v, str) and name != "kernels"]
+        windowed = any(name in text for text in texts for name in WINDOWED)
+        one = "torch" if item.module.__name__.endswith(COUNTING) or not windowed else None
+        if one is not None and call.params["kernels"] != one:
+            continue
+        if any(text in VARIANTS for text in texts) or (one is None and call.params["kernels"] == "torch"):
             item.add_marker(pytest.mark.slow)
+        kept.append(item)
+    items[:] = kept

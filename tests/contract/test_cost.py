@@ -16,7 +16,7 @@ HEADS, DIM = 2, 16
 # keys, which touches at most W / b + 3 tiles, so a band of W = 128 counts at most 4 times its visible pairs.
 MOST = 4.0
 # By growth; long enough that borders do not count.
-LENGTHS = {1.0: (1024, 4096), 2.0: (256, 1024)}
+LENGTHS = {1.0: (2048, 8192), 2.0: (256, 1024)}
 PATTERNS = [
     (text, causal) for text, causal in cases.with_directions() if "routing" not in text and "lin" not in text
 ]

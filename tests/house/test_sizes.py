@@ -26,6 +26,8 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
     ("functional.py", "dense_weights", "parameters"): FACE,
     ("functional.py", "_prepare", "parameters"): "takes what attend and dense_weights share",
     ("functional.py", "check_supports", "parameters"): "one switch for each capability of a card",
+    ("kernels/native/op.py", "range_attention", "parameters"): "operators take tensors and numbers only",
+    ("kernels/native/op.py", "range_attention_backward", "parameters"): "as range_attention",
     (
         "mechanisms/content/routing.py",
         "",

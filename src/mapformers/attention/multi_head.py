@@ -68,6 +68,9 @@ class _HeadsOf(ScoreTerm):
     def tile(self, pairs: Pairs) -> Tensor:
         return self.term.tile(replace(pairs, head=pairs.head + self.first))
 
+    def by_distance(self, head: Tensor, distance: Tensor) -> Tensor | None:
+        return self.term.by_distance(head + self.first, distance)
+
 
 class MultiHeadAttention(nn.Module):
     """x [B, N, dim] -> [B, N, dim]. Mechanisms share the heads in the order given, `shares` heads each."""

@@ -19,7 +19,7 @@ from mapformers.core.plans import Dense, Features, Plan, Union, Windows
 from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
 from mapformers.kernels.dense import dense_attend
-from mapformers.kernels.features import causal_sums, normalise, with_ones
+from mapformers.kernels.features import causal_features, key_sums
 from mapformers.kernels.softmax import at_least_float32, expand_heads
 
 
@@ -110,11 +110,10 @@ class SumState:
         heads = plan.phi_q.shape[1]
         phi_q = at_least_float32(plan.phi_q)
         phi_k = at_least_float32(plan.phi_k) * new.is_real[:, None, :, None]
-        values = with_ones(new.v.to(phi_k.dtype))
-        seen = phi_q @ expand_heads(self.sums, heads)
-        seen = seen + causal_sums(phi_q, expand_heads(phi_k, heads), expand_heads(values, heads))
-        self.sums = self.sums + phi_k.transpose(-1, -2) @ values
-        return normalise(seen, new.v.dtype)
+        values = new.v.to(phi_k.dtype)
+        attended = causal_features(phi_q, *(expand_heads(x, heads) for x in (phi_k, values, self.sums)))
+        self.sums = self.sums + key_sums(phi_k, values)
+        return Attended(attended.output.to(new.v.dtype), attended.lse)
 
     def reorder(self, index: Tensor) -> None:
         """Batch rows in another order."""

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from mapformers.cli import catalog_commands, run_commands
+from mapformers.cli.doctor import doctor
 from mapformers.core.errors import MapformersError, require_known
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ COMMANDS = {
     "generate": run_commands.generate,
     "list": catalog_commands.list_entries,
     "show": catalog_commands.show,
+    "doctor": doctor,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

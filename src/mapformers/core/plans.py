@@ -57,17 +57,27 @@ class Windows:
 class Ranges:
     """Normal form of Windows: the ordered query p sees the ordered keys start[p] <= s < end[p].
 
-    query_order  [B, H, P] int: P = N * query_copies; entry = row of q * query_copies + copy. None = identity
+    A query that names r segments has its place in each of r rounds; all rounds share the order of the keys.
+
+    query_order  [B, H, r, N] int, rows of q. None = identity
     key_order    [B, H, S] int: S = M * key_copies; entry = row of k * key_copies + copy. None = identity
-    start, end   [B, H, P] int; neither ever decreases along the ordered queries of one segment
+    start, end   [B, H, r, N] int; neither ever decreases along the ordered queries of one segment
+    log_weight   [B, H, N, r] added to all scores of a round
+    mass         [B, H, N] log-weight of further keys of value zero
     """
 
     query_order: Tensor | None
     key_order: Tensor | None
     start: Tensor
     end: Tensor
-    query_copies: int = 1
     key_copies: int = 1
+    log_weight: Tensor | None = None
+    mass: Tensor | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many segments a query names."""
+        return self.start.shape[2]
 
 
 @dataclass(frozen=True)

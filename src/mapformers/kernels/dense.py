@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mapformers.core.attended import Attended
-from mapformers.core.plans import Dense
+from mapformers.core.plans import Dense, Plan
 from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
 from mapformers.kernels.softmax import (
@@ -64,7 +64,8 @@ def dense_attend(
         if plan.allowed is not None:
             narrowed = plan.allowed[:, :, rows]
             allowed = narrowed if allowed is None else allowed & narrowed
-        return softmax_attend(scores, allowed, v)
+        attended = softmax_attend(scores, allowed, v)
+        return attended.output, attended.lse
 
     size = max(32, SCORES_ALIVE // (batch * heads * max(1, k.shape[2])))
     blocks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
@@ -73,6 +74,24 @@ def dense_attend(
     # Scores of a block are computed again in the backward instead of being kept: memory stays linear in N.
     parts = [checkpoint(rows_of, rows, use_reentrant=False, preserve_rng_state=False) for rows in blocks]
     return Attended(torch.cat([out for out, _ in parts], 2), torch.cat([lse for _, lse in parts], 2))
+
+
+def is_mass(plan: Plan) -> bool:
+    """Whether the plan holds only keys of its own of value zero: they add weight and no output."""
+    return (
+        isinstance(plan, Dense)
+        and plan.keys is not None
+        and plan.values is None
+        and plan.value_mix is None
+        and plan.allowed is None
+    )
+
+
+def own_mass(plan: Dense, q: Tensor) -> Tensor:
+    """[B, H, N] log-sum-exp of the scores of the plan's own keys for q [B, H, N, D]."""
+    assert plan.keys is not None
+    scores = at_least_float32(q @ plan.keys.to(q.dtype).transpose(-1, -2)) * default_scale(q.shape[-1])
+    return scores.squeeze(-1) if scores.shape[-1] == 1 else scores.logsumexp(-1)  # [B, H, N]
 
 
 def _visible(scope: Scope, rows: slice, n: int, m: int, device: torch.device) -> Tensor | None:

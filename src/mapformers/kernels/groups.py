@@ -22,10 +22,10 @@ def group_attend(
     scores = at_least_float32(q_rows @ k_rows.transpose(-1, -2)) * default_scale(dim)  # [B, H, T, nq, nk]
     if score is not None:
         scores = scores + _term(score, scope, query_index, key_index, (n, k.shape[2])).to(scores.dtype)
-    output, lse = softmax_attend(scores, _allowed(plan, scope, query_index, key_index), v_rows)
+    attended = softmax_attend(scores, _allowed(plan, scope, query_index, key_index), v_rows)
     empty = query_index < 0
-    lse = lse.masked_fill(empty, float("-inf")).flatten(2)  # [B, H, T nq]
-    output = output.flatten(2, 3)
+    lse = attended.lse.masked_fill(empty, float("-inf")).flatten(2)  # [B, H, T nq]
+    output = attended.output.flatten(2, 3)
     rows = query_index.clamp(min=0).flatten(2)
     if plan.combine == "mean":
         return _mean(output, lse, rows, n)

@@ -7,6 +7,7 @@ block. The stretches grow by at most M keys in all, so there are at most about 2
 pairs: no imbalance can make it quadratic.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -65,49 +66,63 @@ class _Tiles(NamedTuple):
 def range_attend(
     ranges: Ranges, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None = None
 ) -> Attended:
-    """Attention of q [B, H, N, D] over k [B, G, M, D], v [B, G, M, E] within the ranges.
-
-    Returns output [B, H, N r, E] and lse [B, H, N r] for r = ranges.query_copies, copy by copy;
-    `merge_copies` joins them.
-    """
-    batch, heads, n, dim = q.shape
+    """q [B, H, N, D] over k [B, G, M, D], v [B, G, M, E] within the ranges, rounds and mass merged."""
+    batch, heads, _, dim = q.shape
     k, v = expand_heads(k, heads), expand_heads(v, heads)
-    q_order = _flat_order(ranges.query_order, batch, heads)
+    block = block_size(q.shape[2], k.shape[2] * ranges.key_copies)
     k_order = _flat_order(ranges.key_order, batch, heads)
-    places, key_places = n * ranges.query_copies, k.shape[2] * ranges.key_copies
-    block = block_size(places, key_places)
-    q_blocks = _blocks(
-        _ordered(q * default_scale(dim), ranges.query_copies, q_order), block
-    )  # [B H nq, block, D]
-    k_blocks = _blocks(_ordered(k, ranges.key_copies, k_order), block)  # [B H nk, block, D]
-    values = F.pad(
-        at_least_float32(v), (0, 1), value=1.0
-    )  # a column of ones sums the weights in the same product
-    v_blocks = _blocks(_ordered(values, ranges.key_copies, k_order), block)  # [B H nk, block, E + 1]
-    start, end = (
-        x.expand(batch, heads, -1).reshape(batch * heads, places) for x in (ranges.start, ranges.end)
+    # A column of ones sums the weights in the same product.
+    values = F.pad(at_least_float32(v), (0, 1), value=1.0)
+    keys = _Keys(
+        _blocks(_ordered(k, ranges.key_copies, k_order), block),
+        _blocks(_ordered(values, ranges.key_copies, k_order), block),
+        k.shape[2] * ranges.key_copies,
     )
-    tiles = _tiles(start, end, key_places, block)
-    k_tiles = k_blocks.index_select(0, tiles.key_block)  # [pairs, block, D]
+    scaled = q * default_scale(dim)
+    parts = []
+    for i in range(ranges.rounds):
+        one = replace(
+            ranges,
+            query_order=None if ranges.query_order is None else ranges.query_order[:, :, i],
+            start=ranges.start[:, :, i],
+            end=ranges.end[:, :, i],
+        )
+        part = _round(one, scaled, keys, scope, score)
+        if ranges.log_weight is not None:
+            part = Attended(part.output, part.lse + ranges.log_weight[..., i])
+        parts.append(part)
+    return parts[0] if len(parts) == 1 and ranges.mass is None else merge(parts, ranges.mass)
+
+
+class _Keys(NamedTuple):
+    """Ordered keys and values in blocks, all rows and heads."""
+
+    k: Tensor  # [B H nk, block, D]
+    v: Tensor  # [B H nk, block, E + 1]
+    places: int
+
+
+def _round(ranges: Ranges, q: Tensor, keys: _Keys, scope: Scope, score: ScoreTerm | None) -> Attended:
+    """One round: query_order, start and end have lost their round. q is scaled."""
+    batch, heads, n, _ = q.shape
+    block = keys.k.shape[1]
+    q_order = _flat_order(ranges.query_order, batch, heads)
+    q_blocks = _blocks(_ordered(q, 1, q_order), block)  # [B H nq, block, D]
+    start, end = (x.expand(batch, heads, -1).reshape(batch * heads, n) for x in (ranges.start, ranges.end))
+    tiles = _tiles(start, end, keys.places, block)
+    k_tiles = keys.k.index_select(0, tiles.key_block)  # [pairs, block, D]
     scores = at_least_float32(q_blocks.index_select(0, tiles.query_block) @ k_tiles.transpose(1, 2))
     if score is not None:
-        scores = scores + _term(score, scope, ranges, tiles, (batch, heads, n, k.shape[2])).to(scores.dtype)
-    output, lse = _softmax_over_pairs(scores, tiles, v_blocks, q_blocks.shape[0])
-    output = output.reshape(batch * heads, -1, v.shape[-1])[:, :places].reshape(batch * heads * places, -1)
-    output = output.to(v.dtype)
-    lse = lse.reshape(batch * heads, -1)[:, :places].reshape(-1, 1)
+        m = keys.places // ranges.key_copies
+        scores = scores + _term(score, scope, ranges, tiles, (batch, heads, n, m)).to(scores.dtype)
+    summed = _softmax_over_pairs(scores, tiles, keys.v, q_blocks.shape[0])
+    output = summed.output.reshape(batch * heads, n + (-n % block), -1)[:, :n].reshape(batch * heads * n, -1)
+    lse = summed.lse.reshape(batch * heads, -1)[:, :n].reshape(-1, 1)
+    output = output.to(q.dtype)
     if q_order is not None:
         inverse = _inverse(q_order)
         output, lse = _Permute.apply(output, inverse), _Permute.apply(lse, inverse)
-    return Attended(output.view(batch, heads, places, -1), lse.view(batch, heads, places))
-
-
-def merge_copies(attended: Attended, copies: int, log_weight: Tensor | None = None) -> Attended:
-    """Join the copies of a query that names several segments: [B, H, N r, ..] to [B, H, N, ..]."""
-    outputs, lse = attended.output.unflatten(2, (-1, copies)), attended.lse.unflatten(2, (-1, copies))
-    if log_weight is not None:
-        lse = lse + log_weight
-    return merge([Attended(outputs[:, :, :, copy], lse[..., copy]) for copy in range(copies)])
+    return Attended(output.view(batch, heads, n, -1), lse.view(batch, heads, n))
 
 
 def _softmax_over_pairs(scores: Tensor, tiles: _Tiles, v_blocks: Tensor, query_blocks: int) -> Attended:
@@ -188,7 +203,7 @@ def _term(
     batch, heads, n, m = sizes
     device = tiles.query_block.device
     block = tiles.outside.shape[1]
-    query = _spread(scope.query_positions(n, device), ranges.query_order, ranges.query_copies, (batch, heads))
+    query = _spread(scope.query_positions(n, device), ranges.query_order, 1, (batch, heads))
     key = _spread(scope.positions_of_keys(m, device), ranges.key_order, ranges.key_copies, (batch, heads))
     query, key = (_blocks(x.unsqueeze(-1), block).squeeze(-1) for x in (query, key))  # [blocks, block]
     row = tiles.query_block // (query.shape[0] // (batch * heads))

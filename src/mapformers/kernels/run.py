@@ -1,16 +1,21 @@
 """Run a plan: one kernel for each kind, and Union over them."""
 
+import functools
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from mapformers.core.attended import Attended, merge
 from mapformers.core.errors import require
-from mapformers.core.plans import Dense, Groups, Plan, Union, Windows
+from mapformers.core.plans import Dense, Groups, Plan, Ranges, Union, Windows
 from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
-from mapformers.kernels.dense import dense_attend, dense_output, is_plain
+from mapformers.kernels.dense import dense_attend, dense_output, is_mass, is_plain, own_mass
 from mapformers.kernels.features import feature_attend
 from mapformers.kernels.groups import group_attend
-from mapformers.kernels.ranges import merge_copies, range_attend
+from mapformers.kernels.native.op import can_run, distance_table, native_range_attend
+from mapformers.kernels.ranges import range_attend
 from mapformers.kernels.windows import ranges_of
 
 
@@ -27,7 +32,7 @@ def run(
     if isinstance(plan, Groups):
         return group_attend(plan, q, k, v, scope, score)
     if isinstance(plan, Union):
-        return merge([run(part, q, k, v, scope, score) for part in plan.parts])
+        return _union(plan, q, k, v, scope, score)
     require(
         score is None, f"features: takes no score terms, got {type(score).__name__}; use a softmax mechanism"
     )
@@ -43,12 +48,30 @@ def run_output(
     return run(plan, q, k, v, scope, score).output
 
 
+def _union(plan: Union, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None) -> Attended:
+    masses = [own_mass(part, q) for part in plan.parts if isinstance(part, Dense) and is_mass(part)]
+    mass = functools.reduce(torch.logaddexp, masses) if masses else None
+    parts = [part for part in plan.parts if not is_mass(part)]
+    if len(parts) == 1 and isinstance(parts[0], Windows):
+        ranges = ranges_of(parts[0], scope, q.shape[2], k.shape[2], q.device)
+        return _ranges(replace(ranges, mass=mass), q, k, v, scope, score)
+    return merge([run(part, q, k, v, scope, score) for part in parts], mass)
+
+
 def window_attend(
     plan: Windows, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None = None
 ) -> Attended:
     """The Windows plan through its normal form."""
     ranges = ranges_of(plan, scope, q.shape[2], k.shape[2], q.device)
-    attended = range_attend(ranges, q, k, v, scope, score)
-    if ranges.query_copies == 1 and plan.log_weight is None:
-        return attended
-    return merge_copies(attended, ranges.query_copies, plan.log_weight)
+    return _ranges(ranges, q, k, v, scope, score)
+
+
+def _ranges(
+    ranges: Ranges, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None
+) -> Attended:
+    """On the native kernel where it can; on the torch path, which can everything, elsewhere."""
+    if ranges.log_weight is None and can_run(q, k, v):
+        table = None if score is None else distance_table(score, scope, q, k)
+        if score is None or table is not None:
+            return native_range_attend(ranges, q, k, v, table)
+    return range_attend(ranges, q, k, v, scope, score)

@@ -25,7 +25,6 @@ def ranges_of(plan: Windows, scope: Scope, n: int, m: int, device: torch.device)
     key_segment = _copies(plan.key_segment, m, device)  # [B, H, M, r']
     if 1 < key_segment.shape[1] < query_segment.shape[1]:  # key/value heads are shared
         key_segment = key_segment.repeat_interleave(query_segment.shape[1] // key_segment.shape[1], 1)
-    query_copies, key_copies = query_segment.shape[-1], key_segment.shape[-1]
     segments = 1 + max(int(query_segment.max()), int(key_segment.max()), 0)
     query_outside, key_outside = query_segment < 0, key_segment < 0
     documents = scope.documents_of_keys()
@@ -42,11 +41,11 @@ def ranges_of(plan: Windows, scope: Scope, n: int, m: int, device: torch.device)
     key_code = key_segment * length + torch.arange(m, device=device)[:, None]
     key_code = key_code.masked_fill(key_outside, segments * length)
     batch, heads = torch.broadcast_shapes(query_code.shape[:2], key_code.shape[:2])
-    query_code = query_code.flatten(2).expand(batch, heads, -1)  # [B, H, N r]
+    query_code = query_code.transpose(2, 3).expand(batch, heads, -1, -1)  # [B, H, r, N]
     key_code = key_code.flatten(2).expand(batch, heads, -1)  # [B, H, M r']
     query_sorted, query_order = query_code.contiguous().sort(-1)
     key_sorted, key_order = key_code.contiguous().sort(-1)
-    start, end = _bounds(plan, query_sorted, key_sorted, length)
+    start, end = (x.view_as(query_sorted) for x in _bounds(plan, query_sorted.flatten(2), key_sorted, length))
     outside = query_sorted >= segments * length
     places = key_sorted.shape[-1]
     return Ranges(
@@ -54,8 +53,8 @@ def ranges_of(plan: Windows, scope: Scope, n: int, m: int, device: torch.device)
         key_order=key_order,
         start=start.masked_fill(outside, places),
         end=end.masked_fill(outside, places),
-        query_copies=query_copies,
-        key_copies=key_copies,
+        key_copies=key_segment.shape[-1],
+        log_weight=plan.log_weight,
     )
 
 
@@ -64,10 +63,11 @@ def _bounds(plan: Windows, query_sorted: Tensor, key_sorted: Tensor, length: int
     segment = torch.div(query_sorted, length, rounding_mode="floor") * length
     here = torch.searchsorted(key_sorted, query_sorted, right=True)  # keys at or before the query
     first = torch.searchsorted(key_sorted, segment)
-    last = torch.searchsorted(key_sorted, segment + length)
     start = first if plan.before is None else torch.maximum(first, here - plan.before)
-    end = last if plan.after is None else torch.minimum(last, here + plan.after)
-    return start, end
+    if plan.after == 0:
+        return start, here
+    last = torch.searchsorted(key_sorted, segment + length)
+    return start, last if plan.after is None else torch.minimum(last, here + plan.after)
 
 
 def _plain_band(plan: Windows, scope: Scope, n: int, m: int, device: torch.device) -> Ranges:
@@ -75,7 +75,8 @@ def _plain_band(plan: Windows, scope: Scope, n: int, m: int, device: torch.devic
     here = (scope.query_index(n, device) + 1).clamp(max=m)
     start = torch.zeros_like(here) if plan.before is None else (here - plan.before).clamp(min=0)
     end = torch.full_like(here, m) if plan.after is None else (here + plan.after).clamp(max=m)
-    return Ranges(query_order=None, key_order=None, start=start[None, None], end=end[None, None])
+    start, end = start[None, None, None], end[None, None, None]
+    return Ranges(None, None, start, end, log_weight=plan.log_weight)
 
 
 def _copies(segment: Tensor | None, length: int, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mapformers.core.card import Card, options_of
-from mapformers.core.score import Pairs, ScoreTerm
+from mapformers.core.score import DistanceTerm
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class AlibiConfig:
     """ALiBi has no options."""
 
 
-class Alibi(ScoreTerm):
+class Alibi(DistanceTerm):
     """Linear distance penalty."""
 
     Config: ClassVar[type] = AlibiConfig
@@ -40,7 +40,7 @@ class Alibi(ScoreTerm):
         super().__init__()
         self.heads = heads
 
-    def tile(self, pairs: Pairs) -> Tensor:
-        """-slope |i - j|."""
-        slope = torch.exp2(-8.0 * (pairs.head + 1).double() / self.heads)
-        return -slope * (pairs.query - pairs.key).abs()
+    def at(self, head: Tensor, distance: Tensor) -> Tensor:
+        """-slope |distance|."""
+        slope = torch.exp2(-8.0 * (head + 1).double() / self.heads)
+        return -slope * distance.abs()

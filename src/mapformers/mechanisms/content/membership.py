@@ -57,6 +57,7 @@ class Member:
         clusters = torch.arange(self.config.clusters, device=x.device)
         return (chosen.unsqueeze(-1) == clusters).any(-2)
 
+    @torch.no_grad()
     def _best(self, x: Tensor, scope: Scope, role: Role, count: int) -> Tensor:
         if self.config.membership == "random":
             positions = (
@@ -96,11 +97,10 @@ class Member:
 
 def first_best(scores: Tensor, count: int) -> Tensor:
     """[.., C] to [.., count] indices of the largest; ties go to the lowest index, whatever the batch."""
-    chosen = []
-    for _ in range(count):
-        best = scores.argmax(-1, keepdim=True)
-        chosen.append(best)
-        scores = scores.scatter(-1, best, float("-inf"))
+    chosen = [scores.argmax(-1, keepdim=True)]
+    while len(chosen) < count:
+        scores = scores.scatter(-1, chosen[-1], float("-inf"))
+        chosen.append(scores.argmax(-1, keepdim=True))
     return torch.cat(chosen, -1)
 
 

@@ -10,7 +10,9 @@ Differs  Sums run in float32 or wider. No epsilon in the denominator: phi is pos
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from mapformers.core.card import Card, capabilities, options_of
@@ -64,7 +66,24 @@ class Linear(Mechanism):
         )
 
 
+class _EluPlusOne(torch.autograd.Function):
+    """exp(x) for x <= 0 and x + 1 above: positive where elu(x) + 1 would round to 0.
+
+    Its slope is min(phi, 1), so that only the result, which the products keep anyway, stays in memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        result = x.clamp(max=0).exp_().add_(x.relu())
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (result,) = ctx.saved_tensors
+        return result.clamp(max=1).mul_(grad)
+
+
 def phi(x: Tensor) -> Tensor:
-    """elu(x) + 1, written so that it stays positive where elu rounds to -1."""
-    above = x.relu()
-    return above + (x - above).exp()
+    """elu(x) + 1, as Katharopoulos et al. 2020, section 3.2.1 and equation (7)."""
+    return _EluPlusOne.apply(x)

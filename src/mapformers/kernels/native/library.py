@@ -1,0 +1,105 @@
+"""The compiled kernel as a loaded library: built on first use, checked before it is trusted."""
+
+import contextlib
+import ctypes
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mapformers.kernels.native.build import BuildError, build
+from mapformers.kernels.native.call import Call
+from mapformers.kernels.native.check import worst_deviation
+
+SWITCH = "MAPFORMERS_NATIVE"
+log = logging.getLogger("mapformers")
+_wanted: ContextVar[bool] = ContextVar("native_kernel_wanted", default=True)
+_forked = False
+
+
+@dataclass(frozen=True)
+class Native:
+    """The library, or the reason why the torch path runs."""
+
+    library: ctypes.CDLL | None = None
+    path: Path | None = None
+    reason: str = ""
+
+
+@functools.cache
+def load() -> Native:
+    """Build, load, check; once per process. Never raises: the torch path computes the same."""
+    native = _load()
+    if native.library is None:
+        log.warning("mapformers: native kernel off (%s); slower torch kernels run instead", native.reason)
+    return native
+
+
+def _load() -> Native:
+    if os.environ.get(SWITCH, "1").lower() in ("0", "off", "false", "no"):
+        return Native(reason=f"{SWITCH}={os.environ[SWITCH]}")
+    try:
+        path, library = _built()
+    except (BuildError, OSError) as error:
+        return Native(reason=str(error))
+    library.mapformers_call_size.restype = ctypes.c_int64
+    for name in ("mapformers_range_forward", "mapformers_range_backward"):
+        getattr(library, name).restype = None
+    if library.mapformers_call_size() != ctypes.sizeof(Call):
+        return Native(path=path, reason=f"{path.name} does not fit this version; delete it")
+    failed = worst_deviation(library)
+    if failed is not None:
+        return Native(path=path, reason=f"self-check failed: {failed}")
+    return Native(library, path)
+
+
+def _built() -> tuple[Path, ctypes.CDLL]:
+    path = build()
+    try:
+        return path, ctypes.CDLL(str(path))
+    except OSError:  # a damaged file: once more from the source
+        path.unlink()
+        path = build()
+        return path, ctypes.CDLL(str(path))
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library. Ask `active` first."""
+    loaded = load().library
+    if loaded is None:
+        raise RuntimeError(f"native kernel off ({load().reason})")
+    return loaded
+
+
+def active() -> bool:
+    """Whether the native kernel may run here and now."""
+    return _wanted.get() and load().library is not None
+
+
+@contextlib.contextmanager
+def torch_kernels() -> Iterator[None]:
+    """Within it, the torch path runs; for comparisons and for derivatives of derivatives."""
+    token = _wanted.set(False)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def thread_count() -> int:
+    """torch's number of threads; 1 in a forked child, where the threads of the parent are gone."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
