@@ -1,1 +1,1 @@
-"""The native range kernel for the CPU: one C++ source, compiled on first use, checked, and never required."""
+"""The native kernels for the CPU: C++ sources, compiled on first use, checked, and never required."""

@@ -1,4 +1,4 @@
-"""Compile the one C++ source on first use, into the user's cache folder."""
+"""Compile the C++ sources on first use, into the user's cache folder."""
 
 import contextlib
 import functools
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).parent / "range_attention.cpp"
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "range_attention.cpp", FOLDER / "nearest.cpp")
+HEADERS = (FOLDER / "vectors.hpp",)
 CACHE_VARIABLE = "MAPFORMERS_CACHE"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 THREADS = ("-fopenmp",)  # the runtime is the one that torch has loaded already, by its name
@@ -62,9 +64,10 @@ def processor() -> str:
 
 def library_path(path: str) -> Path:
     """Where the library for this source, compiler `path`, processor and torch lies or will lie."""
-    what = [SOURCE.read_text(), compiler_version(path), *FLAGS, *THREADS, processor(), torch.__version__]
+    code = [file.read_text() for file in SOURCES + HEADERS]
+    what = [*code, compiler_version(path), *FLAGS, *THREADS, processor(), torch.__version__]
     key = hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
-    return cache_folder() / f"range_attention-{key}.so"
+    return cache_folder() / f"native-{key}.so"
 
 
 def build() -> Path:
@@ -95,7 +98,7 @@ def build() -> Path:
 
 def _compile(path: str, to: Path) -> None:
     for threads in (THREADS, ()):  # a compiler without OpenMP still gives one fast thread
-        command = [path, *FLAGS, *threads, str(SOURCE), "-o", str(to)]
+        command = [path, *FLAGS, *threads, *map(str, SOURCES), "-o", str(to)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
         except subprocess.TimeoutExpired:

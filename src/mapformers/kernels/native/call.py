@@ -40,6 +40,18 @@ class Call(ctypes.Structure):
     ]
 
 
+class Nearest(ctypes.Structure):
+    """The same structure, field by field, stands in nearest.cpp."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("x", "centroids", "bias", "best")),
+        ("stride", TRIPLE),
+        *((name, SIZE) for name in ("batch", "heads", "groups", "length", "dim")),
+        *((name, SIZE) for name in ("clusters", "count", "threads")),
+        ("shortest", ctypes.c_double),
+    ]
+
+
 @dataclass(frozen=True)
 class Pattern:
     """Who sees whom, int32; see Ranges. shared_keys: a row of k may lie at several places."""
@@ -123,7 +135,7 @@ def backward(
     dq = _rows(inputs.q.shape, dtype)
     dk, dv = (_rows(x.shape, dtype).zero_() for x in (inputs.k, inputs.v))
     delta = torch.empty_like(lse)
-    grad = _dense_rows(grad)
+    grad = dense_rows(grad)
     for name, x in (("out", out), ("grad", grad), ("dq", dq), ("dk", dk), ("dv", dv)):
         _point(call, name, x)
     lse, grad_lse = lse.contiguous(), None if grad_lse is None else grad_lse.contiguous()
@@ -143,7 +155,7 @@ def backward(
 
 def _call(inputs: Inputs) -> tuple[Call, list[Tensor]]:
     """The structure, and the tensors that must stay alive while it is used."""
-    q, k, v = (_dense_rows(x) for x in (inputs.q, inputs.k, inputs.v))
+    q, k, v = (dense_rows(x) for x in (inputs.q, inputs.k, inputs.v))
     pattern, table = inputs.pattern, inputs.table
     places = k.shape[2] if pattern.key_order is None else pattern.key_order.shape[-1]
     call = Call(
@@ -205,7 +217,7 @@ def _broadcast(x: Tensor, count: int) -> list[int]:
     ]
 
 
-def _dense_rows(x: Tensor) -> Tensor:
+def dense_rows(x: Tensor) -> Tensor:
     """Rows without gaps: the only thing that the kernel asks of a layout."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mapformers.kernels.native.call import Inputs, Pattern, backward, forward
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-4}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 def worst_deviation(library: ctypes.CDLL) -> str | None:

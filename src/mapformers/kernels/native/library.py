@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from mapformers.kernels.native.build import BuildError, build
-from mapformers.kernels.native.call import Call
+from mapformers.kernels.native.call import Call, Nearest
 from mapformers.kernels.native.check import worst_deviation
 
 SWITCH = "MAPFORMERS_NATIVE"
@@ -48,9 +48,11 @@ def _load() -> Native:
     except (BuildError, OSError) as error:
         return Native(reason=str(error))
     library.mapformers_call_size.restype = ctypes.c_int64
-    for name in ("mapformers_range_forward", "mapformers_range_backward"):
+    library.mapformers_nearest_size.restype = ctypes.c_int64
+    for name in ("mapformers_range_forward", "mapformers_range_backward", "mapformers_nearest"):
         getattr(library, name).restype = None
-    if library.mapformers_call_size() != ctypes.sizeof(Call):
+    sizes = library.mapformers_call_size(), library.mapformers_nearest_size()
+    if sizes != (ctypes.sizeof(Call), ctypes.sizeof(Nearest)):
         return Native(path=path, reason=f"{path.name} does not fit this version; delete it")
     failed = worst_deviation(library)
     if failed is not None:

@@ -14,31 +14,7 @@
 // Compiled for float and double (the same code, so that it can be proven in float64) and for bfloat16 inputs, which
 // are widened row by row and accumulated in float.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <limits>
-#include <memory>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, KEYS_AT_ONCE = 8, OUT_ROWS = 4;  // 32 registers
-#elif defined(__AVX__)
-constexpr int BYTES = 32, KEYS_AT_ONCE = 4, OUT_ROWS = 2;  // 16 registers
-#else
-constexpr int BYTES = 16, KEYS_AT_ONCE = 8, OUT_ROWS = 4;  // NEON has 32, SSE 16
-#endif
-constexpr int ROW_VECTORS = 2;  // of queries in a tile
-constexpr int OUT_VECTORS = 4;  // of an output row that are accumulated at once
-constexpr int BLOCK = 64;       // ordered keys whose scores are alive at once
-
-struct bfloat16 {
-    uint16_t bits;
-};
+#include "vectors.hpp"
 
 // Everything by its place in memory; strides count elements. The Python side fills this structure (op.py).
 struct Call {
@@ -65,173 +41,23 @@ struct Call {
 
 namespace {
 
-template <class T>
-struct Lanes {
-    static constexpr int W = BYTES / sizeof(T);
-    static constexpr int ROWS = ROW_VECTORS * W;
-    typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> Int;
-    typedef T vec __attribute__((vector_size(BYTES)));
-    typedef Int ivec __attribute__((vector_size(BYTES)));
-    typedef T loose __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));
-    static vec load(const T *p) { return *reinterpret_cast<const loose *>(p); }
-    static void store(T *p, vec x) { *reinterpret_cast<loose *>(p) = x; }
-    static vec all(T x) { return vec{} + x; }
-};
-
-constexpr double LOG2_E = 1.4426950408889634074, LN_2 = 0.6931471805599453094;
-template <class T>
-constexpr T NOTHING = std::is_same_v<T, float> ? T(-1e30) : T(-1e300);  // a score below every other
-
-// 2^x lane by lane; 0 below the smallest normal number. Taylor series of 2^r on |r| <= 1/2, to the last bit or two.
-template <class T>
-inline typename Lanes<T>::vec exp2_of(typename Lanes<T>::vec x) {
-    using L = Lanes<T>;
-    using vec = typename L::vec;
-    using ivec = typename L::ivec;
-    constexpr bool narrow = sizeof(T) == 4;
-    constexpr int mantissa = narrow ? 23 : 52, terms = narrow ? 7 : 13;
-    constexpr T lowest = narrow ? T(-126) : T(-1022);
-    constexpr T magic = narrow ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^mantissa: adding it rounds
-    const vec clamped = x < lowest ? L::all(lowest) : x;
-    const vec shifted = clamped + magic;
-    const vec r = clamped - (shifted - magic);
-    T coefficient[terms + 1];
-    coefficient[0] = 1;
-    for (int i = 1; i <= terms; i++) coefficient[i] = T(double(coefficient[i - 1]) * LN_2 / i);
-    vec p = L::all(coefficient[terms]);
-#pragma GCC unroll 16
-    for (int i = terms - 1; i >= 0; i--) p = p * r + coefficient[i];
-    const ivec exponent = (ivec)shifted << mantissa;  // the low bits of `shifted` hold the rounded integer
-    const vec result = (vec)((ivec)p + exponent);
-    return x < lowest ? vec{} : result;
-}
-
-template <class T>
-inline const T *widened(const T *row, int, T *) {
-    return row;
-}
-inline const float *widened(const bfloat16 *row, int size, float *room) {
-    for (int d = 0; d < size; d++) {
-        const uint32_t bits = uint32_t(row[d].bits) << 16;
-        std::memcpy(room + d, &bits, 4);
-    }
-    return room;
-}
-
-// W rows of W numbers to their transpose, at distance `stride`. Each step swaps blocks of half the size.
-template <class T>
-inline void transpose_square(const T *const *rows, int column, T factor, T *to, int stride) {
-    using L = Lanes<T>;
-    using vec = typename L::vec;
-    using ivec = typename L::ivec;
-    vec x[L::W];
-    for (int i = 0; i < L::W; i++) x[i] = L::load(rows[i] + column) * factor;
-#pragma GCC unroll 4
-    for (int s = L::W / 2; s; s /= 2) {
-        ivec low, high;
-        for (int l = 0; l < L::W; l++) {
-            low[l] = l & s ? L::W + l - s : l;
-            high[l] = l & s ? L::W + l : l + s;
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < L::W; i++) {
-            if (i & s) continue;
-            const vec a = x[i], b = x[i + s];
-            x[i] = __builtin_shuffle(a, b, low);
-            x[i + s] = __builtin_shuffle(a, b, high);
-        }
-    }
-    for (int i = 0; i < L::W; i++) L::store(to + i * stride, x[i]);
-}
-
-// to[key][query] = sum_d k[key][d] qt[d][query] for NK keys and NV vectors of queries.
-template <class T, int NK, int NV>
-inline void scores(const T *const *k, const T *qt, int dim, T *to) {
-    using L = Lanes<T>;
-    typename L::vec sum[NK][NV] = {};
-    for (int d = 0; d < dim; d++) {
-        typename L::vec x[NV];
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; n++) x[n] = L::load(qt + d * L::ROWS + n * L::W);
-#pragma GCC unroll 16
-        for (int j = 0; j < NK; j++) {
-            const T y = k[j][d];
-#pragma GCC unroll 4
-            for (int n = 0; n < NV; n++) sum[j][n] += x[n] * y;
-        }
-    }
-#pragma GCC unroll 16
-    for (int j = 0; j < NK; j++)
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; n++) L::store(to + j * L::ROWS + n * L::W, sum[j][n]);
-}
-
-// to[i] += sum_{first <= j < last} weight(i, j) x[j] for NR rows and NV vectors; weight(i, j) = w[i si + j sj].
-template <class T, int NR, int NV>
-inline void accumulate(T *const *to, int column, const T *w, int si, int sj, const T *const *x, int first, int last) {
-    using L = Lanes<T>;
-    typename L::vec sum[NR][NV];
-#pragma GCC unroll 16
-    for (int i = 0; i < NR; i++)
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; n++) sum[i][n] = L::load(to[i] + column + n * L::W);
-    for (int j = first; j < last; j++) {
-        const T *row = x[j] + column;
-        typename L::vec y[NV];
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; n++) y[n] = L::load(row + n * L::W);
-#pragma GCC unroll 16
-        for (int i = 0; i < NR; i++) {
-            const T weight = w[i * si + j * sj];
-#pragma GCC unroll 4
-            for (int n = 0; n < NV; n++) sum[i][n] += y[n] * weight;
-        }
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < NR; i++)
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; n++) L::store(to[i] + column + n * L::W, sum[i][n]);
-}
-
-template <class T, int NR>
-inline void accumulate_rows(T *const *to, int size, const T *w, int si, int sj, const T *const *x, int first,
-                            int last) {
-    constexpr int W = Lanes<T>::W;
-    int column = 0;
-    for (; column + OUT_VECTORS * W <= size; column += OUT_VECTORS * W)
-        accumulate<T, NR, OUT_VECTORS>(to, column, w, si, sj, x, first, last);
-    for (; column < size; column += W) accumulate<T, NR, 1>(to, column, w, si, sj, x, first, last);
-}
-
-template <class T>
-struct Room {  // aligned scratch of one thread
-    std::unique_ptr<T, void (*)(void *)> memory;
-    explicit Room(size_t count)
-        : memory(static_cast<T *>(std::aligned_alloc(BYTES, (count * sizeof(T) + BYTES - 1) / BYTES * BYTES)),
-                 std::free) {
-        std::memset(memory.get(), 0, count * sizeof(T));
-    }
-    T *at(size_t place) { return memory.get() + place; }
-};
-
-template <class T>
-inline T *row_of(const void *base, const int64_t *stride, int64_t b, int64_t h, int64_t row) {
-    return static_cast<T *>(const_cast<void *>(base)) + b * stride[0] + h * stride[1] + row * stride[2];
-}
-
 // One tile of ordered queries of one head and one round, its rows and its ranges. S is how inputs are stored.
 template <class T, class S>
 struct Tile {
     using L = Lanes<T>;
     using vec = typename L::vec;
     using ivec = typename L::ivec;
-    static constexpr int W = L::W, ROWS = L::ROWS;
+    using U = typename UnitOf<T, S>::type;  // products run over numbers, or over pairs of bfloat16
+    static constexpr int W = L::W, ROWS = L::ROWS, PACK = std::is_same_v<T, U> ? 1 : 2;
 
     const Call &call;
     const int D, E;
     Room<T> room;
-    T *qt, *gt, *q_rows, *g_rows, *k_rows, *v_rows, *p, *ds, *o, *zero;
-    const T *q[ROWS], *g[ROWS], *k[BLOCK], *v[BLOCK];
+    T *p, *ds, *o, *zero, *widened_q, *widened_k, *widened_v;
+    U *qt, *gt, *packed, *zipped_q, *zipped_g, *zipped_k, *narrow_g;
+    const T *g[ROWS];
+    const U *q_units[ROWS], *g_units[ROWS], *k[BLOCK], *v[BLOCK];  // rows of units along the head size
+    const U *q_down[ROWS], *g_down[ROWS], *k_down[BLOCK], *v_down[BLOCK];  // units across rows
     int64_t b = 0, h = 0, kv = 0, round = 0;
     int rows = 0, low = 0, high = 0, from = 0, to = 0, query[ROWS], key[BLOCK];
     int vector_low[ROW_VECTORS], vector_high[ROW_VECTORS], group_low[ROWS / OUT_ROWS], group_high[ROWS / OUT_ROWS];
@@ -239,15 +65,15 @@ struct Tile {
     ivec first[ROW_VECTORS], last[ROW_VECTORS];
 
     explicit Tile(const Call &call)
-        : call(call),
-          D(call.key_dim),
-          E(call.value_dim),
-          room(size_t(2 * ROWS + BLOCK + 1) * (D + E) + size_t(ROWS) * (2 * BLOCK + D + E)) {
+        : call(call), D(call.key_dim), E(call.value_dim), room(3 * ROWS * BLOCK + (5 * ROWS + 3 * BLOCK + 1) * (D + E)) {
         T *next = room.at(0);
         auto take = [&](size_t count) { return std::exchange(next, next + count); };
-        p = take(ROWS * BLOCK), ds = take(ROWS * BLOCK), qt = take(ROWS * D), gt = take(ROWS * E);
-        q_rows = take(ROWS * D), g_rows = take(ROWS * E), o = take(ROWS * std::max(D, E));
-        k_rows = take(BLOCK * D), v_rows = take(BLOCK * E), zero = take(std::max(D, E));
+        auto units = [&](size_t count) { return reinterpret_cast<U *>(take(count)); };
+        p = take(ROWS * BLOCK), ds = take(ROWS * BLOCK), packed = units(ROWS * BLOCK);
+        o = take(ROWS * (D + E)), zero = take(D + E);
+        qt = units(ROWS * D), gt = units(ROWS * E), widened_q = take(ROWS * D), narrow_g = units(ROWS * E);
+        widened_k = take(BLOCK * D), widened_v = take(BLOCK * E);
+        zipped_q = units(ROWS * D), zipped_g = units(ROWS * E), zipped_k = units(BLOCK * (D + E));
     }
 
     // Which rows and ranges; whether there is anything to see.
@@ -280,16 +106,50 @@ struct Tile {
         return low < high;
     }
 
-    // Rows of `size` numbers of the tile's queries, as they are (`to`) and transposed and scaled (`turned`).
-    template <class X>
-    void read_rows(const void *base, const int64_t *stride, int size, T factor, T *widen, T *turned, const T **to) {
-        for (int r = 0; r < ROWS; r++)
-            to[r] = r < rows ? widened(row_of<X>(base, stride, b, h, query[r]), size, widen + r * size) : zero;
-        for (int r = 0; r < ROWS; r += W)
-            for (int d = 0; d < size; d += W) transpose_square(to + r, d, factor, turned + d * ROWS + r, ROWS);
+    // A row of the input as units along the head size.
+    static const U *units(const S *row, int size, T *room) {
+        if constexpr (PACK == 2)
+            return reinterpret_cast<const U *>(row);
+        else
+            return widened(row, size, room);
     }
 
-    void read_queries() { read_rows<S>(call.q, call.q_stride, D, T(call.scale * LOG2_E), q_rows, qt, q); }
+    // Rows of units along the head size to rows of units across them: the same rows, or pairs of rows zipped.
+    static void stack(const U *const *row, int count, int size, U *room, const U **down) {
+        for (int i = 0; i < count; i += PACK) {
+            if constexpr (PACK == 2) {
+                zip_rows(row[i], row[i + 1], size, room + i / 2 * size);
+                down[i / 2] = room + i / 2 * size;
+            } else
+                down[i] = row[i];
+        }
+    }
+
+    static void turn(const U *const *row, int size, U *turned) {
+        for (int r = 0; r < ROWS; r += W)
+            for (int d = 0; d < size / PACK; d += W) transpose_square<T>(row + r, d, turned + d * ROWS + r, ROWS);
+    }
+
+    const U *nothing() const { return reinterpret_cast<const U *>(zero); }
+
+    void read_queries() {
+        for (int r = 0; r < ROWS; r++)
+            q_units[r] =
+                r < rows ? units(row_of<S>(call.q, call.q_stride, b, h, query[r]), D, widened_q + r * D) : nothing();
+        turn(q_units, D, qt);
+    }
+
+    void read_gradients() {
+        for (int r = 0; r < ROWS; r++) {
+            g[r] = r < rows ? row_of<T>(call.grad, call.grad_stride, b, h, query[r]) : zero;
+            if constexpr (PACK == 2) {
+                narrow(g[r], E, narrow_g + r * E);
+                g_units[r] = narrow_g + r * E;
+            } else
+                g_units[r] = g[r];
+        }
+        turn(g_units, E, gt);
+    }
 
     // Keys and values of ordered places [at, at + BLOCK) below `high`; zero rows fill the last micro-tile.
     void read_block(int at) {
@@ -298,13 +158,31 @@ struct Tile {
             call.key_order ? call.key_order + b * call.key_order_stride[0] + h * call.key_order_stride[1] : nullptr;
         for (int j = 0; j < BLOCK; j++) {
             if (from + j >= to) {
-                k[j] = v[j] = zero;
+                k[j] = v[j] = nothing();
                 continue;
             }
             key[j] = order ? order[from + j] : from + j;
-            k[j] = widened(row_of<S>(call.k, call.k_stride, b, kv, key[j]), D, k_rows + j * D);
-            v[j] = widened(row_of<S>(call.v, call.v_stride, b, kv, key[j]), E, v_rows + j * E);
+            k[j] = units(row_of<S>(call.k, call.k_stride, b, kv, key[j]), D, widened_k + j * D);
+            v[j] = units(row_of<S>(call.v, call.v_stride, b, kv, key[j]), E, widened_v + j * E);
         }
+    }
+
+    // Weights [key][query] as units across keys, [key unit][query], or across queries, [key][query unit].
+    const U *across_keys(const T *weight) {
+        if constexpr (PACK == 2) {
+            for (int j = 0; from + j < to; j += 2)
+                zip_floats(weight + j * ROWS, from + j + 1 < to ? weight + (j + 1) * ROWS : nullptr, ROWS,
+                           packed + j / 2 * ROWS);
+            return packed;
+        } else
+            return weight;
+    }
+    const U *across_queries(const T *weight) {
+        if constexpr (PACK == 2) {
+            for (int j = 0; from + j < to; j++) narrow(weight + j * ROWS, ROWS, packed + j * (ROWS / 2));
+            return packed;
+        } else
+            return weight;
     }
 
     bool sees(int n, int j) const {  // whether any row of vector n sees a key of the micro-tile at j
@@ -312,15 +190,15 @@ struct Tile {
     }
 
     // product[j][r] for the block, micro-tile by micro-tile, only where a range reaches.
-    void block_scores(const T *const *x, const T *turned, int size, T *product) {
+    void block_scores(const U *const *x, const U *turned, int size, T factor, T *product) {
         for (int j = 0; from + j < to; j += KEYS_AT_ONCE) {
             const bool one = sees(0, j), two = sees(1, j);
             if (one && two)
-                scores<T, KEYS_AT_ONCE, 2>(x + j, turned, size, product + j * ROWS);
+                scores<T, U, KEYS_AT_ONCE, 2>(x + j, turned, size / PACK, factor, product + j * ROWS);
             else if (one)
-                scores<T, KEYS_AT_ONCE, 1>(x + j, turned, size, product + j * ROWS);
+                scores<T, U, KEYS_AT_ONCE, 1>(x + j, turned, size / PACK, factor, product + j * ROWS);
             else if (two)
-                scores<T, KEYS_AT_ONCE, 1>(x + j, turned + W, size, product + j * ROWS + W);
+                scores<T, U, KEYS_AT_ONCE, 1>(x + j, turned + W, size / PACK, factor, product + j * ROWS + W);
         }
     }
 
@@ -349,18 +227,20 @@ struct Tile {
     }
 
     // to[r] += sum_j weight[j][r] x[j]
-    void into_rows(const T *weight, const T *const *x, int size) {
+    void into_rows(const U *weight, const U *const *x, int size) {
         for (int r = 0; r < rows; r += OUT_ROWS) {
             const auto [begin, stop] = group_keys(r);
             if (begin >= stop) continue;
             T *to_rows[OUT_ROWS];
             for (int i = 0; i < OUT_ROWS; i++) to_rows[i] = o + (r + i) * size;
-            accumulate_rows<T, OUT_ROWS>(to_rows, size, weight + r, 1, ROWS, x, begin, stop);
+            accumulate_rows<T, U, OUT_ROWS>(to_rows, size, weight + r, 1, ROWS, x, begin / PACK,
+                                            (stop + PACK - 1) / PACK);
         }
     }
 
     // to[key[j]] += sum_r weight[j][r] x[r], for the rows that see one of the keys taken together.
-    void into_keys(const T *weight, const T *const *x, int size, void *base, const int64_t *stride) {
+    void into_keys(const U *weight, const U *const *x, int size, void *base, const int64_t *stride) {
+        constexpr int line = ROWS / PACK;
         for (int j = 0; from + j < to; j += OUT_ROWS) {
             int begin = ROWS, stop = 0;
             for (int r = 0; r < rows; r += OUT_ROWS) {
@@ -373,10 +253,12 @@ struct Tile {
             const int count = std::min(OUT_ROWS, to - from - j);
             for (int i = 0; i < count; i++) to_rows[i] = row_of<T>(base, stride, b, kv, key[j + i]);
             if (count == OUT_ROWS && !call.shared_keys)
-                accumulate_rows<T, OUT_ROWS>(to_rows, size, weight + j * ROWS, ROWS, 1, x, begin, stop);
+                accumulate_rows<T, U, OUT_ROWS>(to_rows, size, weight + j * line, line, 1, x, begin / PACK,
+                                                stop / PACK);
             else
                 for (int i = 0; i < count; i++)
-                    accumulate_rows<T, 1>(to_rows + i, size, weight + (j + i) * ROWS, ROWS, 1, x, begin, stop);
+                    accumulate_rows<T, U, 1>(to_rows + i, size, weight + (j + i) * line, line, 1, x, begin / PACK,
+                                             stop / PACK);
         }
     }
 
@@ -396,10 +278,11 @@ struct Tile {
         }
         for (int at = low; at < high; at += BLOCK) {
             read_block(at);
-            block_scores(k, qt, D, p);
+            block_scores(k, qt, D, T(call.scale * LOG2_E), p);
             if (call.table) add_table();
             for (int n = 0; n < ROW_VECTORS; n++) softmax(n, top[n], total[n]);
-            into_rows(p, v, E);
+            stack(v, to - from, E, zipped_k, v_down);
+            into_rows(across_keys(p), v_down, E);
         }
         for (int r = 0; r < rows; r++) {
             const T sum = total[r / W][r % W], inverse = sum > 0 ? 1 / sum : 0;
@@ -456,7 +339,9 @@ struct Tile {
 
     void backward(T *dtable) {
         read_queries();
-        read_rows<T>(call.grad, call.grad_stride, E, T(1), g_rows, gt, g);
+        read_gradients();
+        stack(q_units, ROWS, D, zipped_q, q_down);
+        stack(g_units, ROWS, E, zipped_g, g_down);
         vec lse[ROW_VECTORS] = {}, delta[ROW_VECTORS] = {};
         for (int r = 0; r < rows; r++) {
             lse[r / W][r % W] = at_row(call.lse, r) * T(LOG2_E);
@@ -466,16 +351,17 @@ struct Tile {
         std::memset(o, 0, ROWS * D * sizeof(T));
         for (int at = low; at < high; at += BLOCK) {
             read_block(at);
-            block_scores(k, qt, D, p);
-            block_scores(v, gt, E, ds);
+            block_scores(k, qt, D, T(call.scale * LOG2_E), p);
+            block_scores(v, gt, E, T(1), ds);
             if (call.table) add_table();
             for (int n = 0; n < ROW_VECTORS; n++) weights(n, lse[n], delta[n]);
             if (dtable)
                 for (int j = 0; from + j < to; j++)
                     for (int r = 0; r < rows; r++) dtable[table_place(r, j)] += ds[j * ROWS + r] / T(call.scale);
-            into_rows(ds, k, D);
-            into_keys(ds, q, D, call.dk, call.dk_stride);
-            into_keys(p, g, E, call.dv, call.dv_stride);
+            stack(k, to - from, D, zipped_k, k_down);
+            into_rows(across_keys(ds), k_down, D);
+            into_keys(across_queries(ds), q_down, D, call.dk, call.dk_stride);
+            into_keys(across_queries(p), g_down, E, call.dv, call.dv_stride);
         }
         for (int r = 0; r < rows; r++) {
             T *dq = row_of<T>(call.dq, call.dq_stride, b, h, query[r]);
@@ -617,13 +503,15 @@ static bool is_order(const int32_t *order, int64_t length, int64_t size, bool sh
     return true;
 }
 
-enum Stored { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2 };
-
 extern "C" {
 
 int64_t mapformers_call_size() { return sizeof(Call); }
 
-int mapformers_lanes(int stored) { return stored == FLOAT64 ? Lanes<double>::W : Lanes<float>::W; }
+// What head sizes must be multiples of.
+int mapformers_lanes(int stored) {
+    if (stored == FLOAT64) return Lanes<double>::W;
+    return stored == BFLOAT16 ? Lanes<float>::W * Tile<float, bfloat16>::PACK : Lanes<float>::W;
+}
 
 // 0, or what is wrong with the pattern: 1 query_order, 2 key_order, 3 start or end.
 int mapformers_range_check(const Call *call) {

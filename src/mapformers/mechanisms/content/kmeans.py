@@ -17,25 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mapformers.core.draw import normal
+from mapformers.kernels.nearest import centred, cosines, nearest
 
 SAMPLE_PER_ROW = 64  # vectors per batch row and head kept for the initialisation and for revival
 LLOYD_STEPS = 10  # of the initialisation
 DEAD_SHARE = 0.1  # a cluster with less than this part of its fair share of tokens is revived
-SHORTEST = 1e-12  # length that a vector counts as having at least
 LOAD_RATE = 1e-3  # step of the load bias, in units of cosine similarity
 
 
 def directions(x: Tensor) -> Tensor:
     """Layer norm without scale or bias, then unit length: [.., D]. In float32 or wider."""
-    centred, length = _centred(x)
-    return centred / length
-
-
-def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [.., D] less its mean, and the length [.., 1] of that, never 0. In float32 or wider."""
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    centred = x - x.mean(-1, keepdim=True)
-    return centred, torch.linalg.vector_norm(centred, dim=-1, keepdim=True).clamp(min=SHORTEST)
+    rest, length = centred(x)
+    return rest / length
 
 
 def unit_rows(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -77,13 +70,11 @@ class KMeans(nn.Module):
 
     def similarity(self, x: Tensor) -> Tensor:
         """[B, H, N, C] cosine of x [B, H, N, D] with its centroids, H a multiple of G."""
-        centred, length = _centred(x)
-        return self._dot(centred) / length
+        return cosines(x, self.centroids)
 
-    def _dot(self, x: Tensor) -> Tensor:
-        """[B, H, N, C] products of x [B, H, N, D] with its centroids."""
-        mu = self.centroids.repeat_interleave(x.shape[1] // self.centroids.shape[0], 0)
-        return x @ mu.to(x.dtype).transpose(-1, -2)
+    def best(self, x: Tensor, count: int) -> Tensor:
+        """[B, H, N, count] the clusters of x [B, H, N, D] by similarity with the load bias, best first."""
+        return nearest(x, self.centroids, self.bias, count)
 
     def biased(self, similarity: Tensor) -> Tensor:
         """Similarity with the load bias, by which tokens are assigned. No gradient."""
@@ -101,8 +92,7 @@ class KMeans(nn.Module):
         """Gather statistics of x [B, H, N, D]; padding does not count."""
         groups, clusters, dim = self.centroids.shape
         unit = directions(x)
-        best = self.biased(self._dot(unit)).argmax(-1)  # [B, H, N]
-        member = F.one_hot(best, clusters).to(unit.dtype)  # [B, H, N, C]
+        member = F.one_hot(self.best(x, 1).squeeze(-1), clusters).to(unit.dtype)  # [B, H, N, C]
         if is_real is not None:
             member = member * is_real[:, None, :, None]
             unit = unit * is_real[:, None, :, None]

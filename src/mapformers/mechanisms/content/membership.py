@@ -66,10 +66,9 @@ class Member:
                 else scope.positions_of_keys(x.shape[2], x.device)
             )
             return self._hashed(positions, x, count)
-        similarity = self.kmeans.similarity(x)
-        chosen = first_best(self.kmeans.biased(similarity), count)  # [B, H, N, count]
+        chosen = self.kmeans.best(x, count)  # [B, H, N, count]
         if self.config.membership == "threshold":
-            above = self.kmeans.biased(similarity) > self._threshold()
+            above = self.kmeans.biased(self.kmeans.similarity(x)) > self._threshold()
             chosen = chosen.masked_fill(~above.gather(-1, chosen), -1)
         return chosen
 
@@ -93,15 +92,6 @@ class Member:
         first = (mixed >> 7) % self.config.clusters
         chosen = (first.unsqueeze(-1) + torch.arange(count, device=x.device)) % self.config.clusters
         return chosen.expand(x.shape[0], -1, -1, -1)
-
-
-def first_best(scores: Tensor, count: int) -> Tensor:
-    """[.., C] to [.., count] indices of the largest; ties go to the lowest index, whatever the batch."""
-    chosen = [scores.argmax(-1, keepdim=True)]
-    while len(chosen) < count:
-        scores = scores.scatter(-1, chosen[-1], float("-inf"))
-        chosen.append(scores.argmax(-1, keepdim=True))
-    return torch.cat(chosen, -1)
 
 
 def first_centroids(config: RoutingConfig, shape: Shape, generator: torch.Generator) -> Tensor:

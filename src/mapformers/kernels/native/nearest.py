@@ -1,0 +1,47 @@
+"""The nearest centroids on the native kernel."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mapformers.kernels.native.call import STORED, TRIPLE, Nearest, dense_rows, sum_dtype
+from mapformers.kernels.native.library import library, thread_count
+
+MOST_NEAREST = 8  # centroids that a vector may name
+
+
+@torch.library.custom_op("mapformers::nearest", mutates_args=())
+def native_nearest(x: Tensor, centroids: Tensor, bias: Tensor, count: int, shortest: float) -> Tensor:
+    """[B, H, N, count] for x [B, H, N, D], centroids [G, C, D], bias [G, C]; see kernels/nearest.py."""
+    dtype, dim = sum_dtype(x.dtype), x.shape[-1]
+    mean = x.mean(-1, keepdim=True) if dim % library().mapformers_lanes(STORED[dtype]) else None
+    if mean is not None:  # zeros would move the mean: centre first, then fill
+        x = F.pad((x - mean).to(dtype), (0, -dim % library().mapformers_lanes(STORED[dtype])))
+        centroids = F.pad(centroids, (0, x.shape[-1] - dim))
+    x, centroids, bias = dense_rows(x), centroids.to(dtype).contiguous(), bias.to(dtype).contiguous()
+    best = torch.empty(*x.shape[:3], count, dtype=torch.long)
+    call = Nearest(
+        x=x.data_ptr(),
+        centroids=centroids.data_ptr(),
+        bias=bias.data_ptr(),
+        best=best.data_ptr(),
+        stride=TRIPLE(*x.stride()[:3]),
+        batch=x.shape[0],
+        heads=x.shape[1],
+        groups=centroids.shape[0],
+        length=x.shape[2],
+        dim=x.shape[3],
+        clusters=centroids.shape[1],
+        count=count,
+        threads=thread_count(),
+        shortest=shortest,
+    )
+    library().mapformers_nearest(ctypes.byref(call), STORED[x.dtype])
+    return best
+
+
+@native_nearest.register_fake
+def _(x: Tensor, centroids: Tensor, bias: Tensor, count: int, shortest: float) -> Tensor:
+    return x.new_empty(*x.shape[:3], count, dtype=torch.long)
