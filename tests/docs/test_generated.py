@@ -2,11 +2,14 @@
 
 import runpy
 
+import pytest
+
 from tests.docs.blocks import ROOT
 
 
-def test_the_table_of_the_readme_is_fresh() -> None:
-    tool = runpy.run_path(str(ROOT / "tools" / "readme_table.py"))
+@pytest.mark.parametrize("name", ["readme_table.py", "readme_results.py"])
+def test_the_tables_of_the_readme_are_fresh(name: str) -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / name))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.count(tool["BEGIN"]) == readme.count(tool["END"]) == 1
     assert tool["written"]() == readme, "the table is stale; run: make readme"

@@ -38,6 +38,10 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
+def test_the_kernel_passes_its_check() -> None:
+    assert "self-check" not in load().reason
+
+
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [

@@ -2,6 +2,7 @@
 
 from tests.mutation.kmeans_mutants import KMEANS_MUTANTS
 from tests.mutation.mutant import Mutant
+from tests.mutation.native_mutants import NATIVE_MUTANTS
 
 CONTRACT = "tests/contract/"
 
@@ -79,15 +80,14 @@ ATTENTION_MUTANTS = (
     Mutant(
         "clusters chosen in competition with the whole sequence",
         "mechanisms/content/membership.py",
-        "        similarity = self.kmeans.similarity(x)\n        chosen",
-        "        similarity = self.kmeans.similarity(x)\n"
-        "        similarity = similarity - similarity.detach().amax(2, keepdim=True)\n        chosen",
+        "chosen = self.kmeans.best(x, count)",
+        "chosen = self.kmeans.best(x / x.detach().amax(2, keepdim=True), count)",
         suite("causality.py::test_attend_ignores_the_future"),
         "routing",
     ),
     Mutant(
         "ties of clusters go to the last",
-        "mechanisms/content/membership.py",
+        "kernels/nearest.py",
         "chosen = [scores.argmax(-1, keepdim=True)]",
         "chosen = [scores.shape[-1] - 1 - scores.flip(-1).argmax(-1, keepdim=True)]",
         suite("parity.py::test_ties_go_the_same_way"),
@@ -320,4 +320,4 @@ ATTENTION_MUTANTS = (
         "published",
     ),
 )
-MUTANTS = ATTENTION_MUTANTS + KMEANS_MUTANTS
+MUTANTS = ATTENTION_MUTANTS + KMEANS_MUTANTS + NATIVE_MUTANTS

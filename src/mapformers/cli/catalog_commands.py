@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -189,4 +190,5 @@ def _preset_text(facts: dict[str, Any]) -> str:
 
 
 def _row(name: str, summary: str) -> str:
-    return f"  {name:<20} {summary}"
+    """A line of `list`; what does not fit into 80 columns goes on below."""
+    return textwrap.fill(f"  {name:<20} {summary}", width=80, subsequent_indent=" " * 23)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
+SYSTEM = "that of the system"
+LARGE_PAGES = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 
 
 def doctor(
@@ -75,7 +77,12 @@ def _allocator() -> str:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return "unknown"
-    return next((name for name in ALLOCATORS if name in maps), "that of the system")
+    return next((name for name in ALLOCATORS if name in maps), SYSTEM)
+
+
+def _tunables() -> str:
+    """What the user told glibc."""
+    return f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}"
 
 
 def _gpu() -> str:
@@ -98,7 +105,6 @@ def _advice() -> list[str]:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.get_num_threads() < processors:
         advice.append(f"all {processors} processors: unset OMP_NUM_THREADS, or set it to {processors}")
-    if _allocator() == "that of the system" and sys.platform == "linux":
-        advice.append("an allocator that keeps large blocks: apt-get install libjemalloc2, then")
-        advice.append("LD_PRELOAD=libjemalloc.so.2 mapformers ...")
+    if sys.platform == "linux" and _allocator() == SYSTEM and LARGE_PAGES not in _tunables():
+        advice.append(f"large pages for all tensors: {LARGE_PAGES} mapformers ...")
     return advice

@@ -17,6 +17,7 @@ REFUSALS = (  # by the answer of the check
     "key_order must name every key once, got another order",
     "start and end must lie inside the places of the keys, got one outside",
 )
+LARGE = 2**22  # bytes of a result for which large pages are asked
 CHUNKS_PER_THREAD = 4  # of the heads in the backward, where there are too few to keep all threads busy
 
 
@@ -97,7 +98,7 @@ def forward(library: ctypes.CDLL, inputs: Inputs) -> tuple[Tensor, Tensor]:
     q, v = inputs.q, inputs.v
     batch, heads, n, _ = q.shape
     dtype = sum_dtype(q.dtype)
-    out = _rows((batch, heads, n, v.shape[-1]), dtype)
+    out = _rows(library, (batch, heads, n, v.shape[-1]), dtype)
     lse = torch.empty(batch, heads, n, dtype=dtype)
     call, kept = _call(inputs)
     wrong = library.mapformers_range_check(ctypes.byref(call))
@@ -132,8 +133,8 @@ def backward(
     grad, grad_lse = grads
     dtype = out.dtype
     call, kept = _call(inputs)
-    dq = _rows(inputs.q.shape, dtype)
-    dk, dv = (_rows(x.shape, dtype).zero_() for x in (inputs.k, inputs.v))
+    dq = _rows(library, inputs.q.shape, dtype)
+    dk, dv = (_rows(library, x.shape, dtype).zero_() for x in (inputs.k, inputs.v))
     delta = torch.empty_like(lse)
     grad = dense_rows(grad)
     for name, x in (("out", out), ("grad", grad), ("dq", dq), ("dk", dk), ("dv", dv)):
@@ -222,7 +223,10 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _rows(shape: Any, dtype: torch.dtype) -> Tensor:
+def _rows(library: ctypes.CDLL, shape: Any, dtype: torch.dtype) -> Tensor:
     """[B, H, N, E], heads beside each other in memory, so that joining the heads copies nothing."""
     batch, heads, n, size = shape
-    return torch.empty(batch, n, heads, size, dtype=dtype).transpose(1, 2)
+    rows = torch.empty(batch, n, heads, size, dtype=dtype)
+    if rows.nbytes >= LARGE:
+        library.mapformers_large_pages(ctypes.c_void_p(rows.data_ptr()), ctypes.c_int64(rows.nbytes))
+    return rows.transpose(1, 2)

@@ -49,7 +49,12 @@ def _load() -> Native:
         return Native(reason=str(error))
     library.mapformers_call_size.restype = ctypes.c_int64
     library.mapformers_nearest_size.restype = ctypes.c_int64
-    for name in ("mapformers_range_forward", "mapformers_range_backward", "mapformers_nearest"):
+    for name in (
+        "mapformers_range_forward",
+        "mapformers_range_backward",
+        "mapformers_nearest",
+        "mapformers_large_pages",
+    ):
         getattr(library, name).restype = None
     sizes = library.mapformers_call_size(), library.mapformers_nearest_size()
     if sizes != (ctypes.sizeof(Call), ctypes.sizeof(Nearest)):
