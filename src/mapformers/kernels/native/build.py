@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ FOLDER = Path(__file__).parent
 SOURCES = (FOLDER / "range_attention.cpp", FOLDER / "nearest.cpp")
 HEADERS = (FOLDER / "vectors.hpp",)
 CACHE_VARIABLE = "MAPFORMERS_CACHE"
+FLAGS_VARIABLE = "MAPFORMERS_CXXFLAGS"  # further flags, for example sanitizers
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 THREADS = ("-fopenmp",)  # the runtime is the one that torch has loaded already, by its name
 LIMIT = 300  # seconds for the compiler
@@ -53,6 +55,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mapformers"
 
 
+def flags() -> list[str]:
+    """What the compiler is told besides OpenMP."""
+    return [*FLAGS, *shlex.split(os.environ.get(FLAGS_VARIABLE, ""))]
+
+
 def processor() -> str:
     """What -march=native depends on: the machine, and on Linux model and features of the first processor."""
     facts = [platform.machine()]
@@ -65,7 +72,7 @@ def processor() -> str:
 def library_path(path: str) -> Path:
     """Where the library for this source, compiler `path`, processor and torch lies or will lie."""
     code = [file.read_text() for file in SOURCES + HEADERS]
-    what = [*code, compiler_version(path), *FLAGS, *THREADS, processor(), torch.__version__]
+    what = [*code, compiler_version(path), *flags(), *THREADS, processor(), torch.__version__]
     key = hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
     return cache_folder() / f"native-{key}.so"
 
@@ -98,7 +105,7 @@ def build() -> Path:
 
 def _compile(path: str, to: Path) -> None:
     for threads in (THREADS, ()):  # a compiler without OpenMP still gives one fast thread
-        command = [path, *FLAGS, *threads, *map(str, SOURCES), "-o", str(to)]
+        command = [path, *flags(), *threads, *map(str, SOURCES), "-o", str(to)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
         except subprocess.TimeoutExpired:

@@ -101,6 +101,12 @@ def forward(library: ctypes.CDLL, inputs: Inputs) -> tuple[Tensor, Tensor]:
     out = _rows(library, (batch, heads, n, v.shape[-1]), dtype)
     lse = torch.empty(batch, heads, n, dtype=dtype)
     call, kept = _call(inputs)
+    lanes = library.mapformers_lanes(STORED[q.dtype])
+    require(
+        q.shape[-1] % lanes == 0 and v.shape[-1] % lanes == 0,
+        f"native ranges: head sizes must be multiples of {lanes}, got "
+        f"{q.shape[-1]} and {v.shape[-1]}; pad them",
+    )
     wrong = library.mapformers_range_check(ctypes.byref(call))
     require(wrong == 0, f"native ranges: {REFUSALS[wrong]}; make ranges with ranges_of")
     _point(call, "out", out)

@@ -25,7 +25,7 @@ def _example(
     library: ctypes.CDLL, dtype: torch.dtype, generator: torch.Generator
 ) -> list[tuple[str, Tensor, Tensor]]:
     """(name, native, formula) for a window of 9 over 41 shuffled tokens, two query heads to one key head."""
-    n, dim, window = 41, 16, 9
+    n, dim, window = 41, 32, 9
     q, k, v, grad = (
         torch.randn(1, heads, n, dim, generator=generator, dtype=torch.float64).to(dtype)
         for heads in (2, 1, 1, 2)
