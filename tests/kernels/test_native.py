@@ -135,3 +135,16 @@ def test_native_equals_torch_over_two_thousand_plans(
     case: Case,
 ) -> None:
     compare(case)
+
+
+def test_a_key_may_lie_at_neighbouring_places(generator: torch.Generator) -> None:
+    """Few keys in several segments each: one row of k at two places of one micro-tile."""
+    for m in (1, 2, 3):
+        segments = torch.tensor([0, 1]).expand(1, 1, m, 2)
+        named = torch.tensor([[0, 1], [1, 0]]).repeat(2, 1)[None, None, :m]  # one tile reaches both segments
+        plan = Windows(before=None, after=None, query_segment=named, key_segment=segments)
+        leaves = [
+            torch.randn(1, 1, m, 16, generator=generator, dtype=torch.float64).requires_grad_()
+            for _ in range(4)
+        ]
+        compare((Union((plan,)), [*leaves[:3], leaves[3][:, :, :1].detach()], Scope(), None))

@@ -5,6 +5,7 @@ from tests.mutation.mutant import Mutant
 RANGES, NEAREST = "kernels/native/range_attention.cpp", "kernels/native/nearest.cpp"
 TESTS = (
     "tests/kernels/test_native_library.py::test_the_kernel_passes_its_check",
+    "tests/kernels/test_native.py::test_a_key_may_lie_at_neighbouring_places",
     "tests/kernels/test_native.py::test_native_equals_torch",
     "tests/kernels/test_nearest.py",
 )

@@ -16,10 +16,10 @@ MOST_NEAREST = 8  # centroids that a vector may name
 def native_nearest(x: Tensor, centroids: Tensor, bias: Tensor, count: int, shortest: float) -> Tensor:
     """[B, H, N, count] for x [B, H, N, D], centroids [G, C, D], bias [G, C]; see kernels/nearest.py."""
     dtype, dim = sum_dtype(x.dtype), x.shape[-1]
-    mean = x.mean(-1, keepdim=True) if dim % library().mapformers_lanes(STORED[dtype]) else None
-    if mean is not None:  # zeros would move the mean: centre first, then fill
-        x = F.pad((x - mean).to(dtype), (0, -dim % library().mapformers_lanes(STORED[dtype])))
-        centroids = F.pad(centroids, (0, x.shape[-1] - dim))
+    missing = -dim % library().mapformers_lanes(STORED[dtype])
+    if missing:  # zeros would move the mean: centre first, then fill
+        x = x.to(dtype)
+        x, centroids = F.pad(x - x.mean(-1, keepdim=True), (0, missing)), F.pad(centroids, (0, missing))
     x, centroids, bias = dense_rows(x), centroids.to(dtype).contiguous(), bias.to(dtype).contiguous()
     best = torch.empty(*x.shape[:3], count, dtype=torch.long)
     call = Nearest(
