@@ -30,7 +30,7 @@ def doctor(
         return
     for name, value in facts.items():
         if name != "advice":
-            print(f"{name.replace('_', ' '):13} {value}")
+            print(f"{name:13} {value}")
     print("\nnothing would be faster" if not facts["advice"] else "\nwhat would be faster:")
     for line in facts["advice"]:
         print(f"- {line}")
@@ -86,7 +86,7 @@ def _tunables() -> str:
 
 
 def _gpu() -> str:
-    """Whether there is one. The GPU back ends are untested."""
+    """Which one there is. Nothing here is tested on a GPU."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

@@ -4,7 +4,7 @@
 
 constexpr int MOST_NEAREST = 8;  // centroids that a vector may name
 
-// The Python side fills this structure (nearest.py). Strides count elements.
+// The Python side fills this structure (call.py). Strides count elements.
 struct Nearest {
     const void *x;          // [B, H, N, D]; rows contiguous
     const void *centroids;  // [G, C, D] contiguous, in the dtype of the sums

@@ -11,8 +11,8 @@
 // parts with disjoint keys, it returns this part's exact share of the gradients (FlashAttention-2, Dao 2023, alg. 2).
 // A row of dk or dv is written by one task at a time and in a fixed order: no atomics, the same result every time.
 //
-// Compiled for float and double (the same code, so that it can be proven in float64) and for bfloat16 inputs, which
-// are widened row by row and accumulated in float.
+// Compiled for float and double (the same code, so that it can be proven in float64) and for bfloat16 inputs: products
+// over pairs where the processor has them, rows widened to float elsewhere; sums are float either way.
 
 #include "vectors.hpp"
 
@@ -20,7 +20,7 @@
 #include <sys/mman.h>
 #endif
 
-// Everything by its place in memory; strides count elements. The Python side fills this structure (op.py).
+// Everything by its place in memory; strides count elements. The Python side fills this structure (call.py).
 struct Call {
     const void *q, *k, *v;          // [B, H, N, D], [B, G, M, D], [B, G, M, E]; rows contiguous
     void *out, *lse;                // [B, H, N, E], [B, H, N]
