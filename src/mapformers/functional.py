@@ -43,7 +43,7 @@ def attend(
         f"and {tuple(k.shape)}; "
         "pass one value for each key",
     )
-    return run_output(mechanism.plan(q, k, scope), q, k, v, scope, score)
+    return run_output(mechanism.plan(q, k, scope), q, k, v, scope, score)[0]
 
 
 def dense_weights(

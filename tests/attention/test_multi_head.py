@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mapformers as mf
-from mapformers.attention.rotary import rotate
+from mapformers.attention.rotary import rotate, rotation
 from mapformers.core.score import Pairs, ScoreTerm
+from mapformers.kernels.native.library import load, torch_kernels
 from tests.contract import cases
 from tests.tolerances import assert_close
 
@@ -86,25 +87,56 @@ def test_head_size_is_free_of_dim(x: Tensor) -> None:
     assert layer(x).shape == x.shape
 
 
+def turned(x: Tensor, position: int) -> Tensor:
+    """All tokens of x turned as if they stood at `position`."""
+    return rotate(x, rotation(torch.tensor([[position]]), x.shape[-1], x.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dim", [2, 6, 32, 64])
+def test_native_rotation_equals_torch(dim: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """Values and gradients, for rows that lie apart in memory, with a positions row for each batch row."""
+    x = torch.randn(2, 9, 4, dim, generator=generator).to(dtype).transpose(1, 2).requires_grad_()
+    grad = torch.randn(2, 4, 9, dim, generator=generator).to(dtype)
+    by = rotation(torch.randint(0, 10_000, (2, 9), generator=generator), dim, dtype)
+
+    def both() -> list[Tensor]:
+        y = rotate(x, by)
+        return [y, *torch.autograd.grad(y, x, grad)]
+
+    here = both()
+    with torch_kernels():
+        there = both()
+    for ours, theirs in zip(here, there, strict=True):
+        assert_close(ours, theirs, "rounding")
+
+
 def test_rotary_turns_by_true_position(generator: torch.Generator) -> None:
     """A rotated score depends on the difference of positions only, and position 0 turns nothing."""
     q, k = torch.randn(2, 1, 1, 1, 8, generator=generator, dtype=torch.float64)
 
     def score(i: int, j: int) -> Tensor:
-        return (rotate(q, torch.tensor([[i]])) * rotate(k, torch.tensor([[j]]))).sum()
+        return (turned(q, i) * turned(k, j)).sum()
 
     assert_close(score(7, 3), score(104, 100), "parity")
-    assert_close(rotate(q, torch.tensor([[0]])), q, "rounding")
+    assert_close(turned(q, 0), q, "rounding")
     assert abs(float(score(7, 3) - score(7, 4))) > 1e-6
-    by_hand = rotate(torch.tensor([[[[1.0, 0, 0, 0]]]], dtype=torch.float64), torch.tensor([[2]]))[0, 0, 0]
+    by_hand = turned(torch.tensor([[[[1.0, 0, 0, 0]]]], dtype=torch.float64), 2)[0, 0, 0]
     assert_close(by_hand, torch.tensor([math.cos(2), 0, math.sin(2), 0], dtype=torch.float64), "rounding")
+
+
+def test_the_result_names_the_kernels_that_ran(x: Tensor) -> None:
+    layer = mf.attention("full:2 + band(window=3):2", cases.DIM, cases.HEADS, causal=True).double()
+    assert layer.attend(x).kernels == ("sdpa", "native" if load().library else "torch")
+    with torch_kernels():
+        assert layer.attend(x).kernels == ("sdpa", "torch")
 
 
 def test_rotary_at_far_positions_keeps_its_precision() -> None:
     q = torch.ones(1, 1, 1, 4)
     far = 3_000_001
-    exact = rotate(q.double(), torch.tensor([[far]]))
-    assert_close(rotate(q, torch.tensor([[far]])), exact.float(), "rounding")
+    exact = turned(q.double(), far)
+    assert_close(turned(q, far), exact.float(), "rounding")
 
 
 def test_shifted_positions_change_nothing_in_a_rotary_layer(x: Tensor) -> None:

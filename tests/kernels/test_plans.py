@@ -54,8 +54,10 @@ def test_plain_dense_equals_masked_dense(qkv: tuple) -> None:
     q, k, v = qkv
     real = torch.ones(B, N, dtype=torch.bool)
     for causal in (False, True):
-        plain = run_output(Dense(), q, k, v, Scope(causal=causal))
-        assert_close(plain, run_output(Dense(), q, k, v, Scope(causal=causal, key_is_real=real)), "parity")
+        plain, kernel = run_output(Dense(), q, k, v, Scope(causal=causal))
+        masked, other = run_output(Dense(), q, k, v, Scope(causal=causal, key_is_real=real))
+        assert_close(plain, masked, "parity")
+        assert (kernel, other) == ("sdpa", "torch")
 
 
 def test_dense_with_new_keys(qkv: tuple, generator: torch.Generator) -> None:

@@ -129,7 +129,7 @@ ATTENTION_MUTANTS = (
         "rotary before routing",
         "attention/multi_head.py",
         "            plan = mechanism.plan(q, k, scope)\n            if self.training:",
-        "            at = scope.query_positions(q.shape[2], q.device)\n"
+        "            at = rotation(scope.query_positions(q.shape[2], q.device), q.shape[-1], q.dtype)\n"
         "            plan = mechanism.plan(rotate(q, at), rotate(k, at), scope)\n"
         "            if self.training:",
         ("tests/attention/test_multi_head.py",),
@@ -138,8 +138,8 @@ ATTENTION_MUTANTS = (
     Mutant(
         "rotary by index instead of true position",
         "attention/multi_head.py",
-        "k = rotate(k, scope.positions_of_keys(k.shape[2], k.device), self.options.rotary_base)",
-        "k = rotate(k, torch.arange(k.shape[2])[None], self.options.rotary_base)",
+        "q_turn = k_turn = self._rotation(scope.query_positions(x.shape[1], x.device), x.dtype)",
+        "q_turn = k_turn = self._rotation(torch.arange(x.shape[1])[None], x.dtype)",
         suite("padding.py::test_amount_of_left_padding_does_not_matter"),
         "band",
     ),

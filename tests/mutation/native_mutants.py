@@ -2,12 +2,13 @@
 
 from tests.mutation.mutant import Mutant
 
-RANGES, NEAREST = "kernels/native/range_attention.cpp", "kernels/native/nearest.cpp"
+RANGES, NEAREST, ROTATE = (f"kernels/native/{name}.cpp" for name in ("range_attention", "nearest", "rotate"))
 TESTS = (
     "tests/kernels/test_native_library.py::test_the_kernel_passes_its_check",
     "tests/kernels/test_native.py::test_a_key_may_lie_at_neighbouring_places",
     "tests/kernels/test_native.py::test_native_equals_torch",
     "tests/kernels/test_nearest.py",
+    "tests/attention/test_multi_head.py",
 )
 
 NATIVE_MUTANTS: tuple[Mutant, ...] = tuple(
@@ -47,5 +48,6 @@ NATIVE_MUTANTS: tuple[Mutant, ...] = tuple(
             "taken |= chosen[j] == c;",
             "taken |= chosen[j] != chosen[j];",
         ),
+        ("gradients turn forth, not back", ROTATE, "call.back ? T(-1) : T(1)", "call.back ? T(1) : T(1)"),
     )
 )

@@ -262,6 +262,30 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         train(request(tmp_path, "run", "optimiser.learning_rate=1e30", "optimiser.clip=0"))
 
 
+@pytest.mark.slow
+def test_bfloat16_learns_like_float32_and_resumes(finished: Path, tmp_path: Path) -> None:
+    """Autocast: weights stay float32, losses follow those of float32, a resumed run goes on the same way."""
+    run = tmp_path / "run"
+    train(request(tmp_path, "run", "training.precision=bfloat16"))
+    half, whole = ([line["loss"] for line in numbers(x) if "loss" in line] for x in (run, finished))
+    assert half != whole
+    assert half == pytest.approx(whole, rel=0.01)
+    assert {x.dtype for x in weights(run).values() if x.is_floating_point()} == {torch.float32}
+    before = numbers(run)
+    shutil.rmtree(run / "checkpoint-6")
+    train(Request(None, run, resume=True))
+    assert numbers(run) == before
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_a_run_keeps_the_precision_that_auto_chose(
+    fast: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mapformers.train.precision.has_fast_bfloat16", lambda: fast)
+    train(request(tmp_path, "run", "training.precision=auto", max_steps=2))
+    assert open_run(tmp_path / "run").preset.training.precision == precision
+
+
 def test_eval_of_the_run_and_of_other_text(finished: Path, tmp_path: Path) -> None:
     own = assess(finished, positions=20)
     assert own["bits_per_byte"] == pytest.approx(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mapformers.attention.rotary import rotate
+from mapformers.attention.rotary import Rotation, rotate, rotation
 from mapformers.attention.state import Inputs, PlanState, step_plan
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Mechanism, Shape
@@ -22,10 +22,15 @@ from mapformers.kernels.run import run_output
 
 
 class AttentionResult(NamedTuple):
-    """output [B, N, dim]; losses: auxiliary losses by name, unweighted scalars (empty outside training)."""
+    """output [B, N, dim]; losses: auxiliary losses by name, unweighted scalars (empty outside training).
+
+    kernels: the code that ran for each mechanism, in their order: sdpa, torch, native, flex or varlen; parts
+    of a union that ran on different ones are joined by "+".
+    """
 
     output: Tensor
     losses: dict[str, Tensor]
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,11 +188,12 @@ class MultiHeadAttention(nn.Module):
         )
         positions = (state.length[:, None] + is_real.long().cumsum(1) - 1).clamp(min=0)  # [B, n]
         scope = Scope(causal=True, key_is_real=is_real, positions=positions)
+        turn = self._rotation(positions, x.dtype)
         outputs, parts = [], []
         for i, (mechanism, q, k, v) in enumerate(self._split(x, x)):
             plan = mechanism.plan(q, k, scope)
-            if self.options.rotary:
-                q, k = (rotate(y, positions, self.options.rotary_base) for y in (q, k))
+            if turn is not None:
+                q, k = rotate(q, turn), rotate(k, turn)
             attended, part = step_plan(
                 plan, state.parts[i], Inputs(q, k, v, positions, is_real), self._score_of(i)
             )
@@ -210,8 +216,12 @@ class MultiHeadAttention(nn.Module):
     def _attend(self, x: Tensor, context: Tensor, scope: Scope) -> AttentionResult:
         scope.check(x.shape[0], x.shape[1], context.shape[1])
         outputs: list[Tensor] = []
+        kernels: list[str] = []
         losses: dict[str, Tensor] = {}
         gathering = self.training and not _in_backward()
+        q_turn = k_turn = self._rotation(scope.query_positions(x.shape[1], x.device), x.dtype)
+        if context is not x:
+            k_turn = self._rotation(scope.positions_of_keys(context.shape[1], x.device), x.dtype)
         for i, (mechanism, q, k, v) in enumerate(self._split(x, context)):
             check_supports(mechanism, scope.causal, scope, cross=context is not x)
             plan = mechanism.plan(q, k, scope)
@@ -220,12 +230,13 @@ class MultiHeadAttention(nn.Module):
                     losses[name] = losses[name] + loss if name in losses else loss
             if gathering:
                 mechanism.observe(q.detach(), k.detach(), scope)
-            if self.options.rotary:
-                q = rotate(q, scope.query_positions(q.shape[2], q.device), self.options.rotary_base)
-                k = rotate(k, scope.positions_of_keys(k.shape[2], k.device), self.options.rotary_base)
-            outputs.append(run_output(plan, q, k, v, scope, self._score_of(i)))
+            if q_turn is not None and k_turn is not None:
+                q, k = rotate(q, q_turn), rotate(k, k_turn)
+            output, kernel = run_output(plan, q, k, v, scope, self._score_of(i))
+            outputs.append(output)
+            kernels.append(kernel)
         heads = F.dropout(torch.cat(outputs, 1), self.options.dropout, self.training)
-        return AttentionResult(self.merge(heads), losses)
+        return AttentionResult(self.merge(heads), losses, tuple(kernels))
 
     def _split(self, x: Tensor, context: Tensor) -> list[tuple[Mechanism, Tensor, Tensor, Tensor]]:
         """The mechanisms with their heads of q, k, v."""
@@ -245,6 +256,12 @@ class MultiHeadAttention(nn.Module):
         ):
             parts.append((mechanism, q_part, q_part if mechanism.shares_qk else k_part, v_part))
         return parts
+
+    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
+        """The angles of positions [B or 1, N], once for all heads."""
+        if not self.options.rotary:
+            return None
+        return rotation(positions, self.sizes.head_dim, dtype, self.options.rotary_base)
 
     def _score_of(self, i: int) -> ScoreTerm | None:
         return None if self.score is None else _HeadsOf(self.score, sum(self.shares[:i]))

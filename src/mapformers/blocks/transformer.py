@@ -72,8 +72,8 @@ class TransformerBlock(Block):
         losses.
         """
         y = self.attention_norm(x) if self.config.norm == "pre" else x
-        attended, losses = self.attention.attend(y, carry.key_is_real, carry.segments, carry.positions)
-        return self._finish(x, attended), carry.add_losses(losses)
+        result = self.attention.attend(y, carry.key_is_real, carry.segments, carry.positions)
+        return self._finish(x, result.output), carry.add_losses(result.losses)
 
     def init_state(self, batch_size: int = 1) -> AttentionState:
         """An empty decode state."""

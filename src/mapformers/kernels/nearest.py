@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from mapformers.kernels.native.library import takes
 from mapformers.kernels.native.nearest import MOST_NEAREST, native_nearest
-from mapformers.kernels.native.op import can_run
 from mapformers.kernels.softmax import at_least_float32
 
 SHORTEST = 1e-12  # length that a vector counts as having at least
@@ -30,7 +30,7 @@ def nearest(x: Tensor, centroids: Tensor, bias: Tensor, count: int) -> Tensor:
 
     Ties go to the lowest index, whatever the batch. No gradient.
     """
-    if count <= MOST_NEAREST and can_run(x, x, x):
+    if count <= MOST_NEAREST and takes(x):
         return native_nearest(x, centroids, bias, count, SHORTEST)
     per_head = bias.repeat_interleave(x.shape[1] // bias.shape[0], 0).unsqueeze(-2)
     similarity = cosines(x, centroids)

@@ -14,7 +14,8 @@ from mapformers.core.score import ScoreTerm
 from mapformers.kernels.dense import dense_attend, dense_output, is_mass, is_plain, own_mass
 from mapformers.kernels.features import feature_attend
 from mapformers.kernels.groups import group_attend
-from mapformers.kernels.native.op import can_run, distance_table, native_range_attend
+from mapformers.kernels.native.library import takes
+from mapformers.kernels.native.op import distance_table, native_range_attend
 from mapformers.kernels.ranges import range_attend
 from mapformers.kernels.windows import ranges_of
 
@@ -41,11 +42,12 @@ def run(
 
 def run_output(
     plan: Plan, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None = None
-) -> Tensor:
-    """The output of `run` alone, which plain dense attention computes faster."""
+) -> tuple[Tensor, str]:
+    """The output of `run` alone, which plain dense attention computes faster, and the kernel that ran."""
     if isinstance(plan, Dense) and is_plain(plan, scope, score, q.shape[2], k.shape[2]):
-        return dense_output(q, k, v, scope.causal)
-    return run(plan, q, k, v, scope, score).output
+        return dense_output(q, k, v, scope.causal), "sdpa"
+    attended = run(plan, q, k, v, scope, score)
+    return attended.output, attended.kernel
 
 
 def _union(plan: Union, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None) -> Attended:
@@ -70,7 +72,7 @@ def _ranges(
     ranges: Ranges, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None
 ) -> Attended:
     """On the native kernel where it can; on the torch path, which can everything, elsewhere."""
-    if ranges.log_weight is None and can_run(q, k, v):
+    if ranges.log_weight is None and takes(q, k, v):
         table = None if score is None else distance_table(score, scope, q, k)
         if score is None or table is not None:
             return native_range_attend(ranges, q, k, v, table)

@@ -79,7 +79,7 @@ class Training:
     save_every: int = 200
     log_every: int = 10
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"  # bfloat16 = autocast; auto: where fast
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:

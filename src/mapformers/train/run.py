@@ -23,6 +23,7 @@ from mapformers.train.checkpoint import remove_incomplete
 from mapformers.train.folder import RunFolder
 from mapformers.train.loading import quiet
 from mapformers.train.models import config_of
+from mapformers.train.precision import settle_precision
 from mapformers.train.presets import Preset, load_preset, override
 from mapformers.train.progress import RunProgress
 from mapformers.train.results import score_run
@@ -103,7 +104,7 @@ def _asked(request: Request) -> Preset | None:
         preset = replace(preset, data=replace(preset.data, source=request.data))
     changes = {"max_steps": request.max_steps, "seed": request.seed}
     given_changes = {name: value for name, value in changes.items() if value is not None}
-    return replace(preset, training=replace(preset.training, **given_changes))
+    return settle_precision(replace(preset, training=replace(preset.training, **given_changes)))
 
 
 def _max_steps(request: Request, asked: Preset | None) -> int | None:

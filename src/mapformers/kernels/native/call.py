@@ -53,6 +53,17 @@ class Nearest(ctypes.Structure):
     ]
 
 
+class Rotate(ctypes.Structure):
+    """The same structure, field by field, stands in rotate.cpp."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("x", "out", "cos", "sin")),
+        *((f"{name}_stride", TRIPLE) for name in ("x", "out")),
+        *((f"{name}_stride", PAIR) for name in ("cos", "sin")),
+        *((name, SIZE) for name in ("batch", "heads", "length", "half", "threads", "back")),
+    ]
+
+
 @dataclass(frozen=True)
 class Pattern:
     """Who sees whom, int32; see Ranges. shared_keys: a row of k may lie at several places."""
@@ -98,7 +109,7 @@ def forward(library: ctypes.CDLL, inputs: Inputs) -> tuple[Tensor, Tensor]:
     q, v = inputs.q, inputs.v
     batch, heads, n, _ = q.shape
     dtype = sum_dtype(q.dtype)
-    out = _rows(library, (batch, heads, n, v.shape[-1]), dtype)
+    out = rows_of(library, (batch, heads, n, v.shape[-1]), dtype)
     lse = torch.empty(batch, heads, n, dtype=dtype)
     call, kept = _call(inputs)
     lanes = library.mapformers_lanes(STORED[q.dtype])
@@ -139,8 +150,8 @@ def backward(
     grad, grad_lse = grads
     dtype = out.dtype
     call, kept = _call(inputs)
-    dq = _rows(library, inputs.q.shape, dtype)
-    dk, dv = (_rows(library, x.shape, dtype).zero_() for x in (inputs.k, inputs.v))
+    dq = rows_of(library, inputs.q.shape, dtype)
+    dk, dv = (rows_of(library, x.shape, dtype).zero_() for x in (inputs.k, inputs.v))
     delta = torch.empty_like(lse)
     grad = dense_rows(grad)
     for name, x in (("out", out), ("grad", grad), ("dq", dq), ("dk", dk), ("dv", dv)):
@@ -229,7 +240,7 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _rows(library: ctypes.CDLL, shape: Any, dtype: torch.dtype) -> Tensor:
+def rows_of(library: ctypes.CDLL, shape: Any, dtype: torch.dtype) -> Tensor:
     """[B, H, N, E], heads beside each other in memory, so that joining the heads copies nothing."""
     batch, heads, n, size = shape
     rows = torch.empty(batch, n, heads, size, dtype=dtype)

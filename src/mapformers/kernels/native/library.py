@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mapformers.kernels.native.build import BuildError, build
-from mapformers.kernels.native.call import Call, Nearest
+from mapformers.kernels.native.call import STORED, Call, Nearest, Rotate
 from mapformers.kernels.native.check import worst_deviation
 
 SWITCH = "MAPFORMERS_NATIVE"
+STRUCTURES = {"call": Call, "nearest": Nearest, "rotate": Rotate}
+PROCEDURES = ("range_forward", "range_backward", "nearest", "rotate", "large_pages")
 log = logging.getLogger("mapformers")
 _wanted: ContextVar[bool] = ContextVar("native_kernel_wanted", default=True)
 _forked = False
@@ -47,18 +50,13 @@ def _load() -> Native:
         path, library = _built()
     except (BuildError, OSError) as error:
         return Native(reason=str(error))
-    library.mapformers_call_size.restype = ctypes.c_int64
-    library.mapformers_nearest_size.restype = ctypes.c_int64
-    for name in (
-        "mapformers_range_forward",
-        "mapformers_range_backward",
-        "mapformers_nearest",
-        "mapformers_large_pages",
-    ):
-        getattr(library, name).restype = None
-    sizes = library.mapformers_call_size(), library.mapformers_nearest_size()
-    if sizes != (ctypes.sizeof(Call), ctypes.sizeof(Nearest)):
-        return Native(path=path, reason=f"{path.name} does not fit this version; delete it")
+    for name in PROCEDURES:
+        getattr(library, f"mapformers_{name}").restype = None
+    for name, structure in STRUCTURES.items():
+        size_of = getattr(library, f"mapformers_{name}_size")
+        size_of.restype = ctypes.c_int64
+        if size_of() != ctypes.sizeof(structure):
+            return Native(path=path, reason=f"{path.name} does not fit this version; delete it")
     failed = worst_deviation(library)
     if failed is not None:
         return Native(path=path, reason=f"self-check failed: {failed}")
@@ -86,6 +84,17 @@ def library() -> ctypes.CDLL:
 def active() -> bool:
     """Whether the native kernel may run here and now."""
     return _wanted.get() and load().library is not None
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the native kernel runs here and now, and takes these tensors: one dtype, on the CPU."""
+    first = tensors[0].dtype
+    return (
+        first in STORED
+        and all(x.device.type == "cpu" and x.dtype == first for x in tensors)
+        and torch._C._functorch.peek_interpreter_stack() is None  # no rules for vmap, jvp and their kind
+        and active()
+    )
 
 
 @contextlib.contextmanager

@@ -14,19 +14,9 @@ from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
 from mapformers.kernels.native import call
 from mapformers.kernels.native.call import DistanceTable, Inputs, Pattern, sum_dtype
-from mapformers.kernels.native.library import active, library, thread_count
+from mapformers.kernels.native.library import library, thread_count
 
 TABLE_LIMIT = 4  # distances per token; beyond, positions have large gaps and the torch path adds the term
-
-
-def can_run(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the native kernel takes these tensors."""
-    return (
-        q.dtype in call.STORED
-        and all(x.device.type == "cpu" and x.dtype == q.dtype for x in (q, k, v))
-        and torch._C._functorch.peek_interpreter_stack() is None  # no rules for vmap, jvp and their kind
-        and active()
-    )
 
 
 def distance_table(score: ScoreTerm, scope: Scope, q: Tensor, k: Tensor) -> DistanceTable | None:
