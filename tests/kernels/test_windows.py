@@ -49,9 +49,12 @@ def examples(draw: st.DrawFn) -> Example:
     groups = draw(st.sampled_from((1, HEADS)))
     query_copies = draw(st.integers(1, segments)) if named else 1
     key_copies = draw(st.integers(1, segments)) if named else 1
+    hidden = torch.rand((BATCH, draw(st.sampled_from((1, HEADS))), m), generator=generator) < 0.3
     plan = Windows(
         before=before,
         after=after,
+        skip=draw(st.integers(0, 3)) if after == 0 else 0,
+        key_is_seen=~hidden if draw(st.booleans()) else None,
         query_segment=names_of_segments(generator, HEADS, n, query_copies, segments) if named else None,
         key_segment=names_of_segments(generator, groups, m, key_copies, segments) if named else None,
     )
@@ -86,9 +89,16 @@ def seen_keys(example: Example, b: int, h: int, i: int) -> list[int]:
                 if segment not in plan.key_segment[b, group, j].tolist():
                     continue
             (up_to if j <= here else behind).append(j)
-        keys += up_to if plan.before is None else up_to[max(0, len(up_to) - plan.before) :]
-        keys += behind if plan.after is None else behind[: plan.after]
+        up_to = up_to if plan.before is None else up_to[max(0, len(up_to) - plan.before) :]
+        near = up_to[: max(0, len(up_to) - plan.skip)] + (
+            behind if plan.after is None else behind[: plan.after]
+        )
+        keys += [j for j in near if plan.key_is_seen is None or plan.key_is_seen[b, h % groups_of(plan), j]]
     return keys
+
+
+def groups_of(plan: Windows) -> int:
+    return 1 if plan.key_is_seen is None else plan.key_is_seen.shape[1]
 
 
 def by_loops(example: Example, q: Tensor, k: Tensor, v: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
@@ -106,7 +116,7 @@ def by_loops(example: Example, q: Tensor, k: Tensor, v: Tensor, rows: list[int])
     return output, lse
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(examples())
 def test_windows_equal_the_loops(example: Example) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -119,7 +129,7 @@ def test_windows_equal_the_loops(example: Example) -> None:
     assert_close(attended.lse[:, :, rows], lse, "parity", str(example))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(examples())
 def test_ranges_are_the_normal_form(example: Example) -> None:
     """Orders are permutations; ranges lie inside the keys and never step back inside a segment."""

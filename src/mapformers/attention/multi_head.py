@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mapformers.attention.rotary import Rotation, rotate, rotation
-from mapformers.attention.state import Inputs, PlanState, step_plan
+from mapformers.attention.state import Inputs, PlanState, step_mechanism
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Mechanism, Shape
 from mapformers.core.scope import Scope
@@ -187,15 +187,14 @@ class MultiHeadAttention(nn.Module):
             torch.ones(batch, n, dtype=torch.bool, device=x.device) if key_is_real is None else key_is_real
         )
         positions = (state.length[:, None] + is_real.long().cumsum(1) - 1).clamp(min=0)  # [B, n]
-        scope = Scope(causal=True, key_is_real=is_real, positions=positions)
         turn = self._rotation(positions, x.dtype)
         outputs, parts = [], []
         for i, (mechanism, q, k, v) in enumerate(self._split(x, x)):
-            plan = mechanism.plan(q, k, scope)
+            plain = (q, k)
             if turn is not None:
                 q, k = rotate(q, turn), rotate(k, turn)
-            attended, part = step_plan(
-                plan, state.parts[i], Inputs(q, k, v, positions, is_real), self._score_of(i)
+            attended, part = step_mechanism(
+                mechanism, plain, Inputs(q, k, v, positions, is_real), state.parts[i], self._score_of(i)
             )
             outputs.append(attended.output)
             parts.append(part)

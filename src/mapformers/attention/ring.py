@@ -1,8 +1,11 @@
-"""Decode state of Windows: per segment a ring of the last `before` keys. Bounded: segments x before."""
+"""Decode state of Windows: per segment a ring of the last `before` keys. Bounded: segments x before.
+
+Without a bound on `before` the rings hold all keys and double when one is full.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +20,9 @@ from mapformers.core.score import Pairs, ScoreTerm
 from mapformers.kernels.run import window_attend
 from mapformers.kernels.softmax import at_least_float32, default_scale, softmax_attend
 
+FIRST_ROOM = 16  # keys of a ring without a bound, before it grows
+PER_PLACE = ("keys", "values", "positions", "seen")
+
 if TYPE_CHECKING:
     from mapformers.attention.state import Inputs
 
@@ -26,6 +32,7 @@ class RingState:
     """S rings of W places, and one place at the end where writes that must not happen go.
 
     keys [B, G, S W + 1, D], values [.., E], positions [B, G, S W + 1]
+    seen [B, G, S W + 1] bool, whether a key may be seen; None = all may
     owner [B, G, S] the segment that a ring holds now, -1 = none; count [B, G, S] its keys so far
     """
 
@@ -35,16 +42,16 @@ class RingState:
     owner: Tensor
     count: Tensor
     window: int
+    seen: Tensor | None = None
 
     @classmethod
     def empty(cls, plan: Windows, k: Tensor, v: Tensor) -> RingState:
         """Rings for k [B, G, n, D] and v [B, G, n, E]."""
         require(
-            plan.before is not None and plan.after == 0,
-            "decode: a Windows plan needs a bound on `before` and after=0, got neither; use a window",
+            plan.after == 0, f"decode: a Windows plan needs after=0, got {plan.after}; use a causal layer"
         )
-        assert plan.before is not None
-        batch, groups, size = k.shape[0], k.shape[1], plan.segment_count * plan.before + 1
+        window = FIRST_ROOM if plan.before is None else plan.before
+        batch, groups, size = k.shape[0], k.shape[1], plan.segment_count * window + 1
         owner = torch.full((batch, groups, plan.segment_count), -1, device=k.device)
         return cls(
             keys=k.new_zeros(batch, groups, size, k.shape[-1]),
@@ -52,7 +59,8 @@ class RingState:
             positions=owner.new_zeros(batch, groups, size),
             owner=owner,
             count=torch.zeros_like(owner),
-            window=plan.before,
+            window=window,
+            seen=None if plan.key_is_seen is None else owner.new_zeros(batch, groups, size, dtype=torch.bool),
         )
 
     def step(self, plan: Windows, new: Inputs, score: ScoreTerm | None) -> Attended:
@@ -65,21 +73,38 @@ class RingState:
         if n > 1 and score is not None:
             return self._one_by_one(plan, new, score)
         if n == 1:
-            self._insert(key_segment, new)
-            return self._read(query_segment, new, plan.log_weight, score)
+            self._insert(plan, key_segment, new)
+            return self._read(plan, query_segment, new, score)
         attended = self._read_many(plan, query_segment, key_segment, new)
-        self._insert(key_segment, new)
+        self._insert(plan, key_segment, new)
         return attended
 
     def reorder(self, index: Tensor) -> None:
         """Batch rows in another order."""
-        for name in ("keys", "values", "positions", "owner", "count"):
-            setattr(self, name, getattr(self, name).index_select(0, index))
+        for name in (*PER_PLACE, "owner", "count"):
+            held = getattr(self, name)
+            setattr(self, name, None if held is None else held.index_select(0, index))
 
-    def _insert(self, segment: Tensor, new: Inputs) -> None:
+    def _grow(self, room: int) -> None:
+        """Double the rings until they hold `room` keys each."""
+        window = self.window
+        while window < room:
+            window *= 2
+        rings = self.owner.shape[-1]
+        for name in PER_PLACE:
+            held = getattr(self, name)
+            if held is None or window == self.window:
+                continue
+            kept = held[:, :, :-1].unflatten(2, (rings, self.window))  # [B, G, S, W, ..]
+            wider = held.new_zeros(*kept.shape[:3], window, *kept.shape[4:])
+            wider[:, :, :, : self.window] = kept
+            setattr(self, name, torch.cat([wider.flatten(2, 3), held[:, :, -1:]], 2))
+        self.window = window
+
+    def _insert(self, plan: Windows, segment: Tensor, new: Inputs) -> None:
         """Write the new keys; a ring whose segment gives way to another starts again."""
         n, copies = segment.shape[2:]
-        rings, window = self.owner.shape[-1], self.window
+        rings = self.owner.shape[-1]
         segment = segment.masked_fill(~new.is_real[:, None, :, None], -1).flatten(2)  # [B, G, n r']
         ring = segment % rings
         index = torch.arange(n * copies, device=segment.device).expand_as(segment)
@@ -92,9 +117,15 @@ class RingState:
         mine = F.one_hot(ring, rings) * kept.unsqueeze(-1)  # [B, G, n r', S]
         nth = count.gather(2, ring) + mine.cumsum(2).gather(3, ring.unsqueeze(-1)).squeeze(-1) - 1
         total = count + mine.sum(2)
+        if plan.before is None:
+            self._grow(int(total.max()))
+        window = self.window
         written = kept & (nth >= total.gather(2, ring) - window)
         place = torch.where(written, ring * window + nth.clamp(min=0) % window, rings * window)
         self._write(place, new, copies)
+        if self.seen is not None and plan.key_is_seen is not None:
+            seen = plan.key_is_seen.expand(*segment.shape[:2], n).repeat_interleave(copies, 2)
+            self.seen.scatter_(2, place, seen)
         self.owner, self.count = owner, total
 
     def _write(self, place: Tensor, new: Inputs, copies: int) -> None:
@@ -104,9 +135,7 @@ class RingState:
         self.values.scatter_(2, place.unsqueeze(-1).expand(*place.shape, values.shape[-1]), values)
         self.positions.scatter_(2, place, positions)
 
-    def _read(
-        self, segment: Tensor, new: Inputs, log_weight: Tensor | None, score: ScoreTerm | None
-    ) -> Attended:
+    def _read(self, plan: Windows, segment: Tensor, new: Inputs, score: ScoreTerm | None) -> Attended:
         """One query per row and head over the rings it names: segment [B, H, 1, r]."""
         batch, heads = segment.shape[:2]
         rings, window = self.owner.shape[-1], self.window
@@ -117,10 +146,13 @@ class RingState:
         held = (self.owner[row, group[:, None], ring] == segment) & (segment >= 0)
         filled = self.count[row, group[:, None], ring] * held  # [B, H, r]
         places = torch.arange(window, device=segment.device)
-        valid = (places < filled.unsqueeze(-1)).flatten(2)  # [B, H, r W]
+        age = (filled.unsqueeze(-1) - 1 - places) % window  # 0 = the newest
+        valid = ((places < filled.unsqueeze(-1)) & (age >= plan.skip)).flatten(2)  # [B, H, r W]
         place = (ring.unsqueeze(-1) * window + places).flatten(2)
         row, group = row, group[:, None]
         keys, values = self.keys[row, group, place], self.values[row, group, place]  # [B, H, r W, ..]
+        if self.seen is not None:
+            valid = valid & self.seen[row, group, place]
         scores = at_least_float32(new.q @ keys.transpose(-1, -2)) * default_scale(new.q.shape[-1])
         if score is not None:
             term = score.tile(
@@ -132,8 +164,8 @@ class RingState:
                 )
             )
             scores = scores + term.to(scores.dtype)
-        if log_weight is not None:
-            scores = scores + log_weight.repeat_interleave(window, -1)
+        if plan.log_weight is not None:
+            scores = scores + plan.log_weight.repeat_interleave(window, -1)
         return softmax_attend(scores, valid.unsqueeze(2), values)
 
     def _read_many(self, plan: Windows, query_segment: Tensor, key_segment: Tensor, new: Inputs) -> Attended:
@@ -151,11 +183,15 @@ class RingState:
         )
         key_segment = key_segment.masked_fill(~new.is_real[:, None, :, None], -1)
         old = F.pad(old_segment.unsqueeze(-1), (0, copies - 1), value=-1)
-        whole = Windows(
-            before=plan.before,
+        seen = None
+        if self.seen is not None and plan.key_is_seen is not None:
+            fresh = plan.key_is_seen.expand(*key_segment.shape[:3])
+            seen = torch.cat([self.seen.gather(2, place), fresh], 2)
+        whole = replace(
+            plan,
             query_segment=query_segment,
             key_segment=torch.cat([old, key_segment], 2),
-            log_weight=plan.log_weight,
+            key_is_seen=seen,
         )
         scope = Scope(causal=True, query_start=rings * window)
         return window_attend(whole, new.q, torch.cat([keys, new.k], 2), torch.cat([values, new.v], 2), scope)
@@ -167,12 +203,12 @@ class RingState:
         outputs = []
         for t in range(new.q.shape[2]):
             one = slice(t, t + 1)
-            part = Windows(
-                before=plan.before,
+            part = replace(
+                plan,
                 query_segment=_slice(plan.query_segment, one),
                 key_segment=_slice(plan.key_segment, one),
-                segment_count=plan.segment_count,
                 log_weight=_slice(plan.log_weight, one),
+                key_is_seen=_slice(plan.key_is_seen, one),
             )
             token = type(new)(
                 new.q[:, :, one],

@@ -1,25 +1,27 @@
 """Decoding, generic by plan kind: what each kind must remember, and one step of it.
 
 Windows keep a ring of the last `before` keys per segment, Features their sums, Dense all keys, Union the
-states of its parts. A state is consumed by the step that takes it: its buffers are written to, and the
-returned state replaces it.
+states of its parts. A mechanism that plans from its history keeps all keys. A state is consumed by the step
+that takes it: its buffers are written to, and the returned state replaces it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from mapformers.attention.ring import RingState
 from mapformers.core.attended import Attended, merge
 from mapformers.core.errors import MapformersError, require
+from mapformers.core.mechanism import Mechanism
 from mapformers.core.plans import Dense, Features, Plan, Union, Windows
 from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
 from mapformers.kernels.dense import dense_attend
 from mapformers.kernels.features import causal_features, key_sums
+from mapformers.kernels.run import run
 from mapformers.kernels.softmax import at_least_float32, expand_heads
 
 
@@ -33,37 +35,70 @@ class Inputs:
     positions: Tensor
     is_real: Tensor
 
+    def of_keys(self) -> tuple[tuple[Tensor, int], ...]:
+        """What is kept of the keys, with the dimension along which tokens follow each other."""
+        return (self.k, 2), (self.v, 2), (self.positions, 1), (self.is_real, 1)
+
+
+@dataclass
+class Buffer:
+    """A tensor that grows along one dimension; its room doubles when it is full."""
+
+    room: Tensor
+    dim: int
+    length: int = 0
+
+    @classmethod
+    def empty(cls, like: Tensor, dim: int) -> Buffer:
+        """Room for nothing yet."""
+        return cls(like.narrow(dim, 0, 0), dim)
+
+    def append(self, x: Tensor) -> None:
+        """Add the entries of x behind those held."""
+        end, room = self.length + x.shape[self.dim], self.room.shape[self.dim]
+        if end > room:
+            shape = list(self.room.shape)
+            shape[self.dim] = max(end, 2 * room) - room
+            self.room = torch.cat([self.room, self.room.new_zeros(shape)], self.dim)
+        self.room.narrow(self.dim, self.length, x.shape[self.dim]).copy_(x)
+        self.length = end
+
+    def held(self) -> Tensor:
+        """All entries so far; a view."""
+        return self.room.narrow(self.dim, 0, self.length)
+
+    def reorder(self, index: Tensor) -> None:
+        """Batch rows in another order."""
+        self.room = self.room.index_select(0, index)
+
 
 @dataclass
 class DenseState:
-    """All keys so far, in buffers that double when full. keys [B, G, capacity, D]; is_real, positions
-    [B, capacity].
-    """
+    """All keys so far: keys [B, G, M, D], values [B, G, M, E], positions and is_real [B, M]."""
 
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-    is_real: Tensor
-    length: int = 0
+    keys: Buffer
+    values: Buffer
+    positions: Buffer
+    is_real: Buffer
 
     @classmethod
     def empty(cls, new: Inputs) -> DenseState:
         """Room for nothing yet."""
-        return cls(new.k[:, :, :0], new.v[:, :, :0], new.positions[:, :0], new.is_real[:, :0])
+        return cls(*(Buffer.empty(x, dim) for x, dim in new.of_keys()))
 
-    def append(self, new: Inputs) -> None:
-        """Add the new keys."""
-        end = self.length + new.k.shape[2]
-        if end > self.keys.shape[2]:
-            room = max(end, 2 * self.keys.shape[2]) - self.keys.shape[2]
-            self.keys = F.pad(self.keys[:, :, :], (0, 0, 0, room))
-            self.values = F.pad(self.values, (0, 0, 0, room))
-            self.positions, self.is_real = F.pad(self.positions, (0, room)), F.pad(self.is_real, (0, room))
-        self.keys[:, :, self.length : end] = new.k
-        self.values[:, :, self.length : end] = new.v
-        self.positions[:, self.length : end] = new.positions
-        self.is_real[:, self.length : end] = new.is_real
-        self.length = end
+    def append(self, new: Inputs) -> Scope:
+        """Add the new keys; the scope of the new queries over all keys so far."""
+        start = self.keys.length
+        buffers = (self.keys, self.values, self.positions, self.is_real)
+        for buffer, (x, _) in zip(buffers, new.of_keys(), strict=True):
+            buffer.append(x)
+        return Scope(
+            causal=True,
+            key_is_real=self.is_real.held(),
+            positions=new.positions,
+            key_positions=self.positions.held(),
+            query_start=start,
+        )
 
     def step(self, plan: Dense, new: Inputs, score: ScoreTerm | None) -> Attended:
         """Append, then attend to everything so far."""
@@ -71,26 +106,40 @@ class DenseState:
             plan.allowed is None,
             "decode: a Dense plan with `allowed` cannot be stepped, got one; use a Windows plan",
         )
-        start = self.length
-        self.append(new)
-        scope = Scope(
-            causal=True,
-            key_is_real=self.is_real[:, : self.length],
-            positions=new.positions,
-            key_positions=self.positions[:, : self.length],
-            query_start=start,
-        )
-        return dense_attend(
-            plan, new.q, self.keys[:, :, : self.length], self.values[:, :, : self.length], scope, score
-        )
+        scope = self.append(new)
+        return dense_attend(plan, new.q, self.keys.held(), self.values.held(), scope, score)
 
     def reorder(self, index: Tensor) -> None:
         """Batch rows in another order."""
-        self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
-        self.positions, self.is_real = (
-            self.positions.index_select(0, index),
-            self.is_real.index_select(0, index),
-        )
+        for buffer in (self.keys, self.values, self.positions, self.is_real):
+            buffer.reorder(index)
+
+
+@dataclass
+class HistoryState:
+    """All keys so far, before and after rotation: the plan is made anew in each step."""
+
+    plain_keys: Buffer
+    dense: DenseState
+
+    @classmethod
+    def empty(cls, plain_k: Tensor, new: Inputs) -> HistoryState:
+        """Room for nothing yet."""
+        return cls(Buffer.empty(plain_k, 2), DenseState.empty(new))
+
+    def step(
+        self, mechanism: Mechanism, plain: tuple[Tensor, Tensor], new: Inputs, score: ScoreTerm | None
+    ) -> Attended:
+        """plain: q and k of the new tokens before rotation."""
+        scope = self.dense.append(new)
+        self.plain_keys.append(plain[1])
+        plan = mechanism.plan(plain[0], self.plain_keys.held(), scope)
+        return run(plan, new.q, self.dense.keys.held(), self.dense.values.held(), scope, score)
+
+    def reorder(self, index: Tensor) -> None:
+        """Batch rows in another order."""
+        self.plain_keys.reorder(index)
+        self.dense.reorder(index)
 
 
 @dataclass
@@ -133,7 +182,22 @@ class UnionState:
                 part.reorder(index)
 
 
-PlanState = DenseState | SumState | RingState | UnionState
+PlanState = DenseState | HistoryState | SumState | RingState | UnionState
+
+
+def step_mechanism(
+    mechanism: Mechanism,
+    plain: tuple[Tensor, Tensor],
+    new: Inputs,
+    state: PlanState | None,
+    score: ScoreTerm | None = None,
+) -> tuple[Attended, PlanState | None]:
+    """Attend from the new tokens to everything so far; plain: their q and k before rotation."""
+    if mechanism.plans_from_history:
+        history = state if isinstance(state, HistoryState) else HistoryState.empty(plain[1], new)
+        return history.step(mechanism, plain, new, score), history
+    scope = Scope(causal=True, key_is_real=new.is_real, positions=new.positions, ranks=new.positions)
+    return step_plan(mechanism.plan(*plain, scope), state, new, score)
 
 
 def step_plan(

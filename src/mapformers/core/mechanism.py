@@ -37,6 +37,9 @@ class Mechanism(nn.Module):
 
     card: ClassVar[Card]
     Config: ClassVar[type]
+    # How it decodes. False: the plan of the new tokens says all (attention/state.py). True: `plan` is called
+    # with the new queries and all keys so far, scope.query_start being the index of the first query.
+    plans_from_history: ClassVar[bool] = False
     loss_names: ClassVar[tuple[str, ...]] = ()  # what `losses` returns in training
 
     def __init__(self, config: Any = None) -> None:

@@ -6,7 +6,7 @@ size. Every tensor of a plan may have size 1 in B or H where all rows or heads a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -40,7 +40,10 @@ class Windows:
     key_segment     [B, G, M] int, or [B, G, M, r] when a key lies in several; negative = in none
     segment_count   how many segments can be alive at once: the size of the decode state
     log_weight      [B, H, N, r] added to all scores of the r-th segment that a query names
+    skip            of the keys at or before the query, the nearest `skip` count unseen; needs after=0
+    key_is_seen     [B, G, M] bool; the other keys count among `before` and `after` and are not seen
 
+    `skip` and `key_is_seen` leave to another part of a Union what that part shows.
     Packed documents (scope.segments) refine the segments; padding keys lie in none.
     A key that a query reaches through two segments counts twice.
     """
@@ -51,6 +54,8 @@ class Windows:
     key_segment: Tensor | None = None
     segment_count: int = 1
     log_weight: Tensor | None = None
+    skip: int = 0
+    key_is_seen: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,17 @@ class Ranges:
     def rounds(self) -> int:
         """How many segments a query names."""
         return self.start.shape[2]
+
+    def round(self, i: int) -> Ranges:
+        """The i-th segment that every query names, alone and without the mass."""
+        return replace(
+            self,
+            query_order=None if self.query_order is None else self.query_order[:, :, i : i + 1],
+            start=self.start[:, :, i : i + 1],
+            end=self.end[:, :, i : i + 1],
+            log_weight=None if self.log_weight is None else self.log_weight[..., i : i + 1],
+            mass=None,
+        )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ class Scope:
     positions      [B, N] int, true positions of the queries; None = their index
     key_positions  [B, M] int; None = the index of the key
     query_start    index of the first query among the keys (0, unless earlier keys are cached)
+    ranks          [B, N] int, rank of every token among the real ones of its document, where the call cannot
+                   know it: new tokens of a decode step. None = counted from key_is_real and the documents
     """
 
     causal: bool = False
@@ -30,6 +32,7 @@ class Scope:
     positions: Tensor | None = None
     key_positions: Tensor | None = None
     query_start: int = 0
+    ranks: Tensor | None = None
 
     @classmethod
     def of(
@@ -68,6 +71,26 @@ class Scope:
         if self.positions is not None and self.positions.shape[1] == m:
             return self.positions
         return torch.arange(m, device=device)[None]
+
+    def ranks_of_keys(self, m: int, device: torch.device) -> Tensor:
+        """[B or 1, M] rank of each key among the real tokens of its document.
+
+        Padding has the rank of the real token before it. Steps, strides and blocks are counted by rank, so
+        that padding shifts nothing.
+        """
+        if self.ranks is not None:
+            return self.ranks
+        documents = self.documents_of_keys()
+        if self.key_is_real is None and documents is None:
+            return torch.arange(m, device=device)[None]
+        facts = self.key_is_real if self.key_is_real is not None else documents
+        assert facts is not None
+        real = torch.ones_like(facts, dtype=torch.bool) if self.key_is_real is None else self.key_is_real
+        return ranks_among_real(real, documents)
+
+    def query_ranks(self, n: int, m: int, device: torch.device) -> Tensor:
+        """[B or 1, N] the same of the queries, which are the keys from `query_start` on."""
+        return self.ranks_of_keys(m, device)[:, self.query_start : self.query_start + n]
 
     def visible(self, n: int, m: int, device: torch.device) -> Tensor:
         """[B or 1, 1, N, M] bool, the scope as a matrix. Only for dense twins and dense kernels."""

@@ -7,7 +7,6 @@ block. The stretches grow by at most M keys in all, so there are at most about 2
 pairs: no imbalance can make it quadratic.
 """
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -81,13 +80,7 @@ def range_attend(
     scaled = q * default_scale(dim)
     parts = []
     for i in range(ranges.rounds):
-        one = replace(
-            ranges,
-            query_order=None if ranges.query_order is None else ranges.query_order[:, :, i],
-            start=ranges.start[:, :, i],
-            end=ranges.end[:, :, i],
-        )
-        part = _round(one, scaled, keys, scope, score)
+        part = _round(ranges.round(i), scaled, keys, scope, score)
         if ranges.log_weight is not None:
             part = Attended(part.output, part.lse + ranges.log_weight[..., i])
         parts.append(part)
@@ -103,12 +96,13 @@ class _Keys(NamedTuple):
 
 
 def _round(ranges: Ranges, q: Tensor, keys: _Keys, scope: Scope, score: ScoreTerm | None) -> Attended:
-    """One round: query_order, start and end have lost their round. q is scaled."""
+    """Ranges of one round; q is scaled."""
     batch, heads, n, _ = q.shape
     block = keys.k.shape[1]
-    q_order = _flat_order(ranges.query_order, batch, heads)
+    order = None if ranges.query_order is None else ranges.query_order[:, :, 0]
+    q_order = _flat_order(order, batch, heads)
     q_blocks = _blocks(_ordered(q, 1, q_order), block)  # [B H nq, block, D]
-    start, end = (x.expand(batch, heads, -1).reshape(batch * heads, n) for x in (ranges.start, ranges.end))
+    start, end = (x.expand(batch, heads, 1, -1).reshape(batch * heads, n) for x in (ranges.start, ranges.end))
     tiles = _tiles(start, end, keys.places, block)
     k_tiles = keys.k.index_select(0, tiles.key_block)  # [pairs, block, D]
     scores = at_least_float32(q_blocks.index_select(0, tiles.query_block) @ k_tiles.transpose(1, 2))
@@ -203,7 +197,8 @@ def _term(
     batch, heads, n, m = sizes
     device = tiles.query_block.device
     block = tiles.outside.shape[1]
-    query = _spread(scope.query_positions(n, device), ranges.query_order, 1, (batch, heads))
+    order = None if ranges.query_order is None else ranges.query_order[:, :, 0]
+    query = _spread(scope.query_positions(n, device), order, 1, (batch, heads))
     key = _spread(scope.positions_of_keys(m, device), ranges.key_order, ranges.key_copies, (batch, heads))
     query, key = (_blocks(x.unsqueeze(-1), block).squeeze(-1) for x in (query, key))  # [blocks, block]
     row = tiles.query_block // (query.shape[0] // (batch * heads))

@@ -14,6 +14,7 @@ from mapformers.core.score import ScoreTerm
 from mapformers.kernels.dense import dense_attend, dense_output, is_mass, is_plain, own_mass
 from mapformers.kernels.features import feature_attend
 from mapformers.kernels.groups import group_attend
+from mapformers.kernels.native.call import DistanceTable
 from mapformers.kernels.native.library import takes
 from mapformers.kernels.native.op import distance_table, native_range_attend
 from mapformers.kernels.ranges import range_attend
@@ -72,8 +73,20 @@ def _ranges(
     ranges: Ranges, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None
 ) -> Attended:
     """On the native kernel where it can; on the torch path, which can everything, elsewhere."""
-    if ranges.log_weight is None and takes(q, k, v):
+    if takes(q, k, v):
         table = None if score is None else distance_table(score, scope, q, k)
         if score is None or table is not None:
-            return native_range_attend(ranges, q, k, v, table)
+            return _native(ranges, q, k, v, table)
     return range_attend(ranges, q, k, v, scope, score)
+
+
+def _native(ranges: Ranges, q: Tensor, k: Tensor, v: Tensor, table: DistanceTable | None) -> Attended:
+    """A weight of a whole round moves its log-sum-exp and nothing else."""
+    weight = ranges.log_weight
+    if weight is None:
+        return native_range_attend(ranges, q, k, v, table)
+    parts = []
+    for i in range(ranges.rounds):
+        one = native_range_attend(replace(ranges.round(i), log_weight=None), q, k, v, table)
+        parts.append(one._replace(lse=one.lse + weight[..., i].to(one.lse.dtype)))
+    return parts[0] if len(parts) == 1 and ranges.mass is None else merge(parts, ranges.mass)

@@ -2,7 +2,10 @@
 range.
 """
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mapformers.core.errors import require
@@ -14,11 +17,9 @@ def ranges_of(plan: Windows, scope: Scope, n: int, m: int, device: torch.device)
     """The normal form of `plan` for n queries and m keys. Its tensors have size 1 in B or H where all
     agree.
     """
-    require(
-        not scope.causal or plan.after == 0,
-        f"windows: after must be 0 under a causal scope, got {plan.after}; use causal=False",
-    )
+    _check(plan, scope)
     unordered = plan.query_segment is None and plan.key_segment is None
+    unordered = unordered and plan.key_is_seen is None
     if unordered and scope.key_is_real is None and scope.segments is None:
         return _plain_band(plan, scope, n, m, device)
     query_segment = _copies(plan.query_segment, n, device)  # [B, H, N, r]
@@ -48,7 +49,7 @@ def ranges_of(plan: Windows, scope: Scope, n: int, m: int, device: torch.device)
     start, end = (x.view_as(query_sorted) for x in _bounds(plan, query_sorted.flatten(2), key_sorted, length))
     outside = query_sorted >= segments * length
     places = key_sorted.shape[-1]
-    return Ranges(
+    ranges = Ranges(
         query_order=query_order,
         key_order=key_order,
         start=start.masked_fill(outside, places),
@@ -56,6 +57,33 @@ def ranges_of(plan: Windows, scope: Scope, n: int, m: int, device: torch.device)
         key_copies=key_segment.shape[-1],
         log_weight=plan.log_weight,
     )
+    return ranges if plan.key_is_seen is None else _only_seen(ranges, plan.key_is_seen)
+
+
+def _check(plan: Windows, scope: Scope) -> None:
+    require(
+        not scope.causal or plan.after == 0,
+        f"windows: after must be 0 under a causal scope, got {plan.after}; use causal=False",
+    )
+    require(
+        plan.skip == 0 or plan.after == 0,
+        f"windows: skip needs after=0, got skip={plan.skip} and after={plan.after}; make two plans of it",
+    )
+
+
+def _only_seen(ranges: Ranges, key_is_seen: Tensor) -> Ranges:
+    """The same ranges over the keys with key_is_seen [B, G, M] alone: the others go behind them all."""
+    assert ranges.key_order is not None
+    order = ranges.key_order
+    if 1 < key_is_seen.shape[1] < order.shape[1]:  # key/value heads are shared
+        key_is_seen = key_is_seen.repeat_interleave(order.shape[1] // key_is_seen.shape[1], 1)
+    rows = torch.broadcast_shapes(order.shape[:2], key_is_seen.shape[:2])  # B, H
+    order, start, end = (x.expand(*rows, *x.shape[2:]) for x in (order, ranges.start, ranges.end))
+    seen = key_is_seen.expand(*rows, -1).gather(2, order // ranges.key_copies)
+    count = F.pad(seen.long().cumsum(2), (1, 0))  # [B, H, places + 1] seen keys before each place
+    start, end = (count.gather(2, x.flatten(2)).view(x.shape) for x in (start, end))
+    order = order.gather(2, (~seen).long().argsort(dim=2, stable=True))
+    return replace(ranges, key_order=order, start=start, end=end)
 
 
 def _bounds(plan: Windows, query_sorted: Tensor, key_sorted: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +93,7 @@ def _bounds(plan: Windows, query_sorted: Tensor, key_sorted: Tensor, length: int
     first = torch.searchsorted(key_sorted, segment)
     start = first if plan.before is None else torch.maximum(first, here - plan.before)
     if plan.after == 0:
-        return start, here
+        return start, torch.maximum(start, here - plan.skip)
     last = torch.searchsorted(key_sorted, segment + length)
     return start, last if plan.after is None else torch.minimum(last, here + plan.after)
 
@@ -74,7 +102,8 @@ def _plain_band(plan: Windows, scope: Scope, n: int, m: int, device: torch.devic
     """No segments and no padding: the order is the index."""
     here = (scope.query_index(n, device) + 1).clamp(max=m)
     start = torch.zeros_like(here) if plan.before is None else (here - plan.before).clamp(min=0)
-    end = torch.full_like(here, m) if plan.after is None else (here + plan.after).clamp(max=m)
+    end = torch.full_like(here, m) if plan.after is None else (here + plan.after - plan.skip).clamp(max=m)
+    end = torch.maximum(start, end)
     start, end = start[None, None, None], end[None, None, None]
     return Ranges(None, None, start, end, log_weight=plan.log_weight)
 
