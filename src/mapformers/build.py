@@ -8,11 +8,9 @@ import torch
 
 from mapformers import spec
 from mapformers.attention.multi_head import AttentionOptions, MultiHeadAttention, bind_mechanisms
-from mapformers.blocks.base import Block
-from mapformers.blocks.luna import LunaBlock, LunaConfig
-from mapformers.blocks.transformer import TransformerBlock, TransformerConfig
+from mapformers.blocks.base import Block, Site
 from mapformers.catalog import BLOCKS, MECHANISMS, MERGES, PROJECTIONS, SCORES, find
-from mapformers.core.errors import MapformersError, require, require_known
+from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Mechanism
 from mapformers.core.score import ScoreTerm, SumOfTerms
 from mapformers.heads.merging import Concatenate, ConcatenateConfig, Merge
@@ -118,16 +116,13 @@ def block(
     require(len(parts) == 1, f"block: must be one block, got {text!r}; stack blocks in a model")
     entry = find(BLOCKS, parts[0].name, "block")
     config = make_config(entry, parts[0].options)
-    if isinstance(config, TransformerConfig):
-        layer = attention(config.attention, dim, heads, causal=causal, rotary=rotary, seed=generator)
-        return TransformerBlock(config, layer, generator)
-    if isinstance(config, LunaConfig):
-        require(not rotary, "luna: rotary is not supported, got rotary=True; add positions to the input")
-        pack, unpack = (attention("full", dim, heads, causal=causal, seed=generator) for _ in range(2))
-        return LunaBlock(config, pack, unpack, generator)
-    raise MapformersError(
-        f"block: {parts[0].name} has no builder, got {text!r}; add it to mapformers.build.block"
-    )
+
+    def attend(inner: str) -> MultiHeadAttention:
+        return attention(inner, dim, heads, causal=causal, rotary=rotary, seed=generator)
+
+    site = Site(dim, heads, causal, rotary, generator, attend)
+    made: Block = entry.build(config, site)  # type: ignore[attr-defined]
+    return made
 
 
 def _mechanisms(given: str | Mechanism, heads: int) -> list[tuple[Mechanism, int]]:

@@ -20,6 +20,7 @@ EVERYTHING = [
     {"attention": "full", "score": "alibi", "rotary": False},
     {"attention": "routing(clusters=4, window=4, query_clusters=2):2 + block_local(block=4):2"},
     {"attention": "linear", "rotary": False},
+    {"block": "transformer(attention='band(window=3)', norm=post)"},
 ]
 
 

@@ -6,7 +6,7 @@ import yaml
 from mapformers.core.errors import MapformersError
 from mapformers.train.folder import config_text
 from mapformers.train.models import config_of, parameter_count
-from mapformers.train.presets import Preset, load_preset, override, preset_from, preset_names
+from mapformers.train.presets import Preset, at_stage, load_preset, override, preset_from, preset_names
 
 PUBLISHED = ("routing-enwik8", "routing-imagenet64", "routing-pg19", "routing-wikitext103")
 
@@ -46,6 +46,19 @@ def test_published_sizes(name: str, layers: int, sizes: tuple[int, int, int], co
     assert len(config.layers) == layers
     assert (config.hidden_size, config.intermediate_size, config.num_attention_heads) == sizes
     assert preset.data.context == context
+
+
+def test_stages_change_what_they_name() -> None:
+    plain = {"name": "x", "data": {"context": 64}, "stages": [{}, {"data": {"context": 128}}]}
+    recipe = preset_from(plain)
+    first, second = at_stage(recipe, 1), at_stage(recipe, 2)
+    assert (first.data.context, second.data.context) == (64, 128)
+    assert (first.stages, second.stages) == ((), ())
+    assert at_stage(load_preset("demo"), 1) == load_preset("demo")
+    with pytest.raises(MapformersError, match=r"--stage: must lie in 1..2 for x, got 3"):
+        at_stage(recipe, 3)
+    with pytest.raises(MapformersError, match="nearest: data"):
+        at_stage(preset_from({**plain, "stages": [{"dta": {}}]}), 1)
 
 
 def test_overrides_are_typed() -> None:

@@ -262,6 +262,34 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         train(request(tmp_path, "run", "optimiser.learning_rate=1e30", "optimiser.clip=0"))
 
 
+def test_a_run_starts_from_the_weights_of_another(finished: Path, tmp_path: Path) -> None:
+    """At once as good as the other ended, also with a longer context and wider windows."""
+    longer = ("data.context=64", "model.layers.0.attention=band(window=16)", "training.max_steps=1")
+    small_steps = ("optimiser.learning_rate=1e-9", "optimiser.warmup_steps=0")
+    train(request(tmp_path, "run", *longer, *small_steps, start_from=finished))
+    first = next(line["loss"] for line in numbers(tmp_path / "run") if "loss" in line)
+    losses = [line["loss"] for line in numbers(finished) if "loss" in line]
+    assert abs(first - losses[-1]) < abs(first - losses[0])
+    same, other = weights(finished), weights(tmp_path / "run")
+    assert all(torch.allclose(same[name], other[name], atol=1e-6) for name in same if "kmeans" not in name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "start", "rule"),
+    [
+        ("model.intermediate_size=48", "finished", "--from: .* must have shape"),
+        ("data.batch=2", "nowhere", "must exist"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    finished: Path, tmp_path: Path, setting: str, start: str, rule: str
+) -> None:
+    path = finished if start == "finished" else tmp_path / start
+    with pytest.raises(MapformersError, match=rule):
+        train(request(tmp_path, "run", setting, start_from=path))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_bfloat16_learns_like_float32_and_resumes(finished: Path, tmp_path: Path) -> None:
     """Autocast: weights stay float32, losses follow those of float32, a resumed run goes on the same way."""

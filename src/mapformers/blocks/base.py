@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from mapformers.attention.multi_head import MultiHeadAttention
 from mapformers.core.card import Card
 from mapformers.core.carry import Carry
 from mapformers.core.errors import MapformersError
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a block will stand: what `Block.build` makes it from.
+
+    attention  makes the multi-head attention of a spec with these sizes, causality and positions
+    """
+
+    dim: int
+    heads: int
+    causal: bool
+    rotary: bool
+    generator: torch.Generator
+    attention: Callable[[str], MultiHeadAttention]
 
 
 class Block(nn.Module):
@@ -16,6 +35,11 @@ class Block(nn.Module):
 
     card: ClassVar[Card]
     Config: ClassVar[type]
+
+    @classmethod
+    def build(cls, config: Any, site: Site) -> Block:
+        """The block of this config at this site. Raises MapformersError for what it cannot be."""
+        raise NotImplementedError(f"{cls.__name__} must define build(config, site)")
 
     def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """One layer."""

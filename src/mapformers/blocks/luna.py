@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mapformers.attention.multi_head import MultiHeadAttention
-from mapformers.blocks.base import Block
+from mapformers.blocks.base import Block, Site
 from mapformers.blocks.feed_forward import ACTIVATIONS, Activation, FeedForward
 from mapformers.core.card import Card, capabilities, option, options_of
 from mapformers.core.carry import Carry
@@ -75,6 +75,12 @@ class LunaBlock(Block):
         self.feed_forward = FeedForward(dim, config.hidden or 4 * dim, config.activation, generator)
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.stream_norm = nn.LayerNorm(dim)
+
+    @classmethod
+    def build(cls, config: LunaConfig, site: Site) -> "LunaBlock":
+        """With one attention to pack and one to unpack."""
+        require(not site.rotary, "luna: rotary is not supported, got rotary=True; add positions to the input")
+        return cls(config, site.attention("full"), site.attention("full"), site.generator)
 
     def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """x [B, N, dim]; carry.stream [B, length, dim], or None to begin with the learned start."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mapformers.attention.multi_head import AttentionState, MultiHeadAttention
-from mapformers.blocks.base import Block
+from mapformers.blocks.base import Block, Site
 from mapformers.blocks.feed_forward import ACTIVATIONS, Activation, FeedForward
 from mapformers.core.card import Card, capabilities, option, options_of
 from mapformers.core.carry import Carry
@@ -66,6 +66,11 @@ class TransformerBlock(Block):
         self.attention = attention
         self.feed_forward = FeedForward(dim, config.hidden or 4 * dim, config.activation, generator)
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+
+    @classmethod
+    def build(cls, config: TransformerConfig, site: Site) -> "TransformerBlock":
+        """With the attention that the config names."""
+        return cls(config, site.attention(config.attention), site.generator)
 
     def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """x [B, N, dim]; the carry brings padding, documents and positions, and takes the auxiliary

@@ -26,6 +26,10 @@ def train(
         int | None, typer.Option(help="of the weights and the order of the data", metavar="S")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in DIR")] = False,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", help="start with the weights of this run", metavar="RUN")
+    ] = None,
+    stage: Annotated[int, typer.Option(help="of a recipe in stages (longformer-text8)", metavar="N")] = 1,
 ) -> None:
     """Train a model on bytes, score it, and write report.html.
 
@@ -34,12 +38,15 @@ def train(
       mapformers train demo --data stdlib --output runs/demo
       mapformers train laptop --data book.txt --output runs/book --set data.context=1024
       mapformers train --output runs/demo --resume
+      mapformers train demo --data letters.txt --from runs/demo --output runs/letters
       torchrun --nproc-per-node 2 -m mapformers.cli train demo --output runs/two
     """
     from mapformers.train.run import Request
     from mapformers.train.run import train as run_training
 
-    results = run_training(Request(preset, output, data, tuple(set_ or ()), max_steps, seed, resume))
+    results = run_training(
+        Request(preset, output, data, tuple(set_ or ()), max_steps, seed, resume, stage, start_from)
+    )
     if results is not None:
         print(_summary(output, results))
 

@@ -16,7 +16,7 @@ from mapformers.blocks.feed_forward import ACTIVATIONS
 from mapformers.blocks.transformer import NORMS
 from mapformers.catalog import loss_names
 from mapformers.core.errors import MapformersError, require, require_known
-from mapformers.models.layers import LAYER_KEYS, build_block
+from mapformers.models.layers import LAYER_KEYS, PORTS, build_block
 
 # What transformers itself hands to a config besides its fields: found in config.json, or passed on loading.
 _FROM_TRANSFORMERS = frozenset(
@@ -52,8 +52,8 @@ class MapformerConfig(PreTrainedConfig):
     """Sizes of a model and its layers.
 
     layers                   one dict per layer: `attention`, a spec such as "routing(clusters=8):4 + band:4",
-                             and if wanted the other ports `score`, `project`, `merge`, and `rotary` where a
-                             layer differs from the rest
+                             and if wanted the other ports `score`, `project`, `merge`; or a whole `block`,
+                             such as "luna(length=16)"; and `rotary` where a layer differs from the rest
     intermediate_size        of the feed-forward network; None = 4 hidden_size
     embedding_size           of the token embeddings, projected to hidden_size; None = hidden_size
     max_position_embeddings  the length the model is trained at; not a limit
@@ -190,9 +190,16 @@ class MapformerConfig(PreTrainedConfig):
         for index, layer in enumerate(self.layers):
             for key in layer:
                 require_known(f"config: layers[{index}]", "key", key, LAYER_KEYS)
+            named = [key for key in ("attention", "block") if isinstance(layer.get(key), str)]
             require(
-                isinstance(layer.get("attention"), str),
-                f"config: layers[{index}] must name its attention, got {layer!r}; add 'attention': 'full'",
+                len(named) == 1,
+                f"config: layers[{index}] must name its attention or its block, got {layer!r}; "
+                "add 'attention': 'full'",
+            )
+            ports = [key for key in PORTS if key in layer]
+            require(
+                "block" not in layer or not ports,
+                f"config: layers[{index}]: {ports} go with an attention, got a block; say it in its options",
             )
             rotary = layer.get("rotary", True)
             require(

@@ -6,28 +6,35 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mapformers.blocks.base import Block
 from mapformers.blocks.transformer import TransformerBlock, TransformerConfig
-from mapformers.build import attention
+from mapformers.build import attention, block
 
 if TYPE_CHECKING:
     from mapformers.models.config import MapformerConfig
 
 PORTS = ("score", "project", "merge")
-LAYER_KEYS = ("attention", *PORTS, "rotary")
+LAYER_KEYS = ("attention", *PORTS, "rotary", "block")
 
 
-def build_block(config: MapformerConfig, layer: dict[str, Any], seed: int) -> TransformerBlock:
+def build_block(config: MapformerConfig, layer: dict[str, Any], seed: int) -> Block:
     """The block of one entry of `config.layers`, its weights drawn from a generator with this seed.
+
+    An entry names its `attention`, and is a transformer block then, or a whole `block` of the catalogue.
 
     Raises MapformersError where the entry names something unknown or does not fit the sizes.
     """
     generator = torch.Generator().manual_seed(seed)
+    rotary = layer.get("rotary", config.rotary)
+    if "block" in layer:
+        sizes = config.hidden_size, config.num_attention_heads
+        return block(layer["block"], *sizes, causal=config.causal, rotary=rotary, seed=generator)
     attended = attention(
         layer["attention"],
         config.hidden_size,
         config.num_attention_heads,
         causal=config.causal,
-        rotary=layer.get("rotary", config.rotary),
+        rotary=rotary,
         rotary_base=config.rotary_base,
         head_dim=config.head_dim,
         kv_heads=config.num_key_value_heads,

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from mapformers.attention.multi_head import MultiHeadAttention
-from mapformers.blocks.transformer import TransformerBlock
+from mapformers.blocks.base import Block
 from mapformers.core.carry import Carry
 from mapformers.core.draw import linear, normal
 from mapformers.core.errors import MapformersError, require
@@ -40,7 +40,7 @@ class MapformerModelOutput(BaseModelOutputWithPast):
 class MapformerLayer(GradientCheckpointingLayer):
     """One block, recomputed in the backward when activation checkpointing is on."""
 
-    def __init__(self, block: TransformerBlock) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from mapformers.core.errors import MapformersError
+from mapformers.core.errors import MapformersError, require
 from mapformers.models import MapformerForCausalLM
 from mapformers.train.checkpoint import MANIFEST, verify
 from mapformers.train.folder import RunFolder, open_run
@@ -39,6 +39,23 @@ def load_trained(path: Path) -> Trained:
             f"{path} --resume"
         )
     return Trained(_load(last[1]), run, last[0])
+
+
+def start_weights(path: Path, config: Any) -> dict[str, torch.Tensor]:
+    """The weights of a run or checkpoint, for a new model of `config`; windows and lengths may differ.
+
+    Raises MapformersError where names or shapes do not fit.
+    """
+    held: dict[str, torch.Tensor] = load_trained(path).model.state_dict()
+    with torch.device("meta"):
+        wanted = MapformerForCausalLM(config).state_dict()
+    for name in sorted(set(held) | set(wanted)):
+        there, asked = (None if name not in x else tuple(x[name].shape) for x in (held, wanted))
+        require(
+            there == asked,
+            f"--from: {name} must have shape {asked}, got {there} in {path}; choose a model of these sizes",
+        )
+    return held
 
 
 def quiet() -> None:

@@ -81,6 +81,7 @@ class Training:
     seed: int = 0
     precision: Literal["float32", "bfloat16", "auto"] = "float32"  # bfloat16 = autocast; auto: where fast
     activation_checkpointing: bool = False
+    start_from: str | None = None  # a run or one of its checkpoints, whose weights are the start
 
     def __post_init__(self) -> None:
         _positive("training", self, "max_steps", "accumulate", "eval_every", "save_every", "log_every")
@@ -92,7 +93,7 @@ class Training:
 @dataclass(frozen=True)
 class Preset:
     """One run. `model` holds fields of MapformerConfig; `deviations` says where it leaves a published
-    recipe.
+    recipe. Each of `stages` is what a later run of a recipe changes; see `at_stage`.
     """
 
     name: str
@@ -102,11 +103,12 @@ class Preset:
     data: Data = field(default_factory=Data)
     optimiser: Optimiser = field(default_factory=Optimiser)
     training: Training = field(default_factory=Training)
+    stages: tuple[dict[str, Any], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for YAML and JSON."""
         plain = dataclasses.asdict(self)
-        plain["deviations"] = list(self.deviations)
+        plain["deviations"], plain["stages"] = list(self.deviations), list(self.stages)
         plain["optimiser"]["betas"] = list(self.optimiser.betas)
         return plain
 
@@ -140,7 +142,22 @@ def preset_from(plain: dict[str, Any]) -> Preset:
         data=_section("data", plain.get("data", {}), Data),
         optimiser=_section("optimiser", plain.get("optimiser", {}), Optimiser),
         training=_section("training", plain.get("training", {}), Training),
+        stages=tuple(coerce("stages", plain.get("stages", []), list[dict])),
     )
+
+
+def at_stage(preset: Preset, number: int) -> Preset:
+    """One stage of a recipe, counted from 1, as a preset without stages. A recipe without any has stage 1."""
+    count = max(1, len(preset.stages))
+    require(
+        1 <= number <= count, f"--stage: must lie in 1..{count} for {preset.name}, got {number}; change it"
+    )
+    plain = copy.deepcopy(preset.as_dict())
+    changes = plain.pop("stages")
+    for section, values in (changes[number - 1] if changes else {}).items():
+        require_known("preset", "key of a stage", str(section), ("model", "data", "optimiser", "training"))
+        plain[section] = {**plain[section], **_mapping(f"stages.{number}.{section}", values)}
+    return preset_from(plain)
 
 
 def override(preset: Preset, settings: Iterable[str]) -> Preset:

@@ -21,10 +21,10 @@ from mapformers.train import folder as folders
 from mapformers.train.callbacks import Centroids, Metrics, MetricsFile, Validation
 from mapformers.train.checkpoint import remove_incomplete
 from mapformers.train.folder import RunFolder
-from mapformers.train.loading import quiet
+from mapformers.train.loading import quiet, start_weights
 from mapformers.train.models import config_of
 from mapformers.train.precision import settle_precision
-from mapformers.train.presets import Preset, load_preset, override
+from mapformers.train.presets import Preset, at_stage, load_preset, override
 from mapformers.train.progress import RunProgress
 from mapformers.train.results import score_run
 from mapformers.train.trainer import RunTrainer
@@ -44,6 +44,8 @@ class Request:
     max_steps: int | None = None
     seed: int | None = None
     resume: bool = False
+    stage: int = 1
+    start_from: Path | None = None
 
 
 def train(request: Request) -> dict[str, Any] | None:
@@ -76,6 +78,8 @@ def _prepare(request: Request, state: PartialState) -> tuple[RunFolder, Any]:
         folders.check_free(request.output)
         run = RunFolder(request.output, asked)  # type: ignore[arg-type]
     config = config_of(run.preset)
+    if not resuming and run.preset.training.start_from is not None:
+        start_weights(Path(run.preset.training.start_from), config)  # refused before anything is written
     state.wait_for_everyone()  # all have looked before the first one writes
     if state.is_main_process:
         if resuming:
@@ -94,15 +98,17 @@ def _asked(request: Request) -> Preset | None:
     """The preset of the request with its options applied; None when it names none."""
     if request.preset is None:
         options = {"--data": request.data, "--set": request.settings or None, "--seed": request.seed}
+        options |= {"--from": request.start_from, "--stage": None if request.stage == 1 else request.stage}
         given = ", ".join(name for name, value in options.items() if value is not None)
         require(
             not given, f"train: a preset must be named beside {given}, got none; name it or drop the option"
         )
         return None
-    preset = override(load_preset(request.preset), request.settings)
+    preset = override(at_stage(load_preset(request.preset), request.stage), request.settings)
     if request.data is not None:
         preset = replace(preset, data=replace(preset.data, source=request.data))
-    changes = {"max_steps": request.max_steps, "seed": request.seed}
+    start = None if request.start_from is None else str(request.start_from)
+    changes = {"max_steps": request.max_steps, "seed": request.seed, "start_from": start}
     given_changes = {name: value for name, value in changes.items() if value is not None}
     return settle_precision(replace(preset, training=replace(preset.training, **given_changes)))
 
@@ -121,7 +127,7 @@ def _train(run: RunFolder, config: Any, first: bool) -> float:
     if done >= preset.training.max_steps:
         return 0.0
     set_seed(preset.training.seed)
-    model = MapformerForCausalLM(config) if last is None else _reload(last[1], config)
+    model = _start(preset, config) if last is None else _reload(last[1], config)
     data = Windows(run.corpus().split("train"), preset.data.context, preset.training.seed, preset.data.record)
     trainer = RunTrainer(preset.optimiser, model=model, args=_arguments(preset, run.path), train_dataset=data)
     trainer.remove_callback(PrinterCallback)
@@ -152,6 +158,14 @@ def _reporting(trainer: RunTrainer, run: RunFolder, done: int) -> Iterator[None]
         yield
     finally:
         progress.close()
+
+
+def _start(preset: Preset, config: Any) -> Any:
+    """A new model, with the weights of another run where the preset names one."""
+    model = MapformerForCausalLM(config)
+    if preset.training.start_from is not None:
+        model.load_state_dict(start_weights(Path(preset.training.start_from), config))
+    return model
 
 
 def _reload(folder: Path, config: Any) -> Any:
