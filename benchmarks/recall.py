@@ -23,6 +23,7 @@ from mapformers.core.draw import linear, normal
 from mapformers.tasks.recall import Recall, RecallBatch, accuracy
 
 EXAMPLES = 1000  # fresh examples of a final score
+PROJECTS = {"reformer": "shared_qk"}  # what a mechanism's paper asks of the project port
 SEED_OF_SCORES = 10_000  # apart from the seeds of training
 
 
@@ -31,14 +32,14 @@ class RecallModel(nn.Module):
 
     def __init__(self, spec: str, options: argparse.Namespace, seed: int) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator, name = torch.Generator().manual_seed(seed), spec.partition("(")[0]
         dim, vocabulary = options.dim, options.vocabulary
         self.current = nn.Parameter(normal((vocabulary, dim), generator))
         self.previous = nn.Parameter(normal((vocabulary, dim), generator))
         self.head = linear(dim, vocabulary, generator)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(options.layers + 1))
         self.layers = nn.ModuleList(
-            mf.attention(spec, dim=dim, heads=options.heads, causal=True, seed=generator)
+            mf.attention(spec, dim, options.heads, causal=True, project=PROJECTS.get(name), seed=generator)
             for _ in range(options.layers)
         )
 
@@ -105,7 +106,8 @@ def train(
 @torch.no_grad()
 def score(model: RecallModel, task: Recall, examples: int) -> float:
     """Accuracy on fresh examples, the same for every row and seed."""
-    generator, right, done = torch.Generator().manual_seed(SEED_OF_SCORES), 0.0, 0
+    generator, right, done = torch.Generator().manual_seed(PROJECTS = {"reformer": "shared_qk"}  # what a mechanism's paper asks of the project port
+SEED_OF_SCORES), 0.0, 0
     model.eval()
     while done < examples:
         batch = task.batch(min(100, examples - done), generator)
@@ -120,7 +122,8 @@ def reach(model: RecallModel, task: Recall) -> dict[str, list[float]]:
     """Per layer, by the dense definition: the share of past keys that a query sees (mean over heads), and
     how often some head sees the place of the pair's value.
     """
-    batch = task.batch(8, torch.Generator().manual_seed(SEED_OF_SCORES))
+    batch = task.batch(8, torch.Generator().manual_seed(PROJECTS = {"reformer": "shared_qk"}  # what a mechanism's paper asks of the project port
+SEED_OF_SCORES))
     numbers: dict[str, list[float]] = {"keys_seen": [], "pair_seen": []}
     pair = _places_of_pairs(batch, task)  # [B, K]
     model.eval()
@@ -146,7 +149,10 @@ def _places_of_pairs(batch: RecallBatch, task: Recall) -> Tensor:
 
 
 def rows_of(options: argparse.Namespace) -> dict[str, str]:
-    """Name to spec; every row may be chosen with --rows."""
+    """Name to spec; every row may be chosen with --rows.
+
+    Those of the sparse family see about as many keys as the routing row does.
+    """
     sizes = f"clusters={options.clusters}, window={options.window}"
     return {
         "full": "full",
@@ -154,6 +160,15 @@ def rows_of(options: argparse.Namespace) -> dict[str, str]:
         "routing": f"routing({sizes}{options.extra})",
         "random": f"routing({sizes}, membership=random)",
         "lsh": f"routing({sizes}, membership=lsh)",
+        "block_local": f"block_local(block={options.window})",
+        "dilated": f"dilated(window={options.window // 2}, dilation=4)",
+        "strided": "strided(stride=8)",
+        "random_keys": "random(count=2, block=8)",
+        "longformer": "longformer(window=8, global_tokens=8)",
+        "sparse_strided": "sparse_transformer(pattern=strided, stride=8)",
+        "sparse_fixed": "sparse_transformer(pattern=fixed, stride=8, summary=2)",
+        "reformer": f"reformer(buckets={options.clusters}, window={options.window}, rounds=2)",
+        "moba": "moba(block=8, top=2)",
     }
 
 

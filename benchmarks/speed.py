@@ -4,6 +4,7 @@
     python benchmarks/speed.py --kernel torch           # the torch path, about 6 minutes
     python benchmarks/speed.py --lengths 1024,2048      # quicker
     python benchmarks/speed.py --peers                  # beside two published packages, if installed
+    python benchmarks/speed.py --family sparse          # the sparse and content-based ones, about 8 minutes
 
 Before any time is taken, each mechanism is compared with its dense definition at a short length; a mismatch
 ends the run. Peak memory is measured in a fresh process for each point.
@@ -19,30 +20,70 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import common
 import torch
 import torch.nn.functional as F
 
 import mapformers as mf
+from mapformers import spec
 from mapformers.core.mechanism import Mechanism
 from mapformers.kernels.native.library import load, torch_kernels
 
 HEADS, HEAD_DIM, WINDOW = 8, 64, 128
+SDPA = {True: "causal SDPA", False: "bidirectional SDPA"}
 LONGEST_FULL = 16384  # causal SDPA takes half a minute at twice that length
 
 
-def mechanisms(n: int) -> dict[str, Mechanism]:
-    """What is measured at length n; clusters hold about 256 tokens each."""
+class Entry(NamedTuple):
+    """A mechanism and the setting of `causal` under which it is measured."""
+
+    mechanism: Mechanism
+    causal: bool = True
+
+
+def core(n: int) -> dict[str, str]:
+    """Specs at length n; clusters hold about 256 tokens each."""
     clusters = max(2, n // 256)
     return {
-        "band": mf.mechanism("band", window=WINDOW),
-        "routing, 1 cluster per query": mf.mechanism(
-            "routing", window=WINDOW, clusters=clusters, query_clusters=1
-        ),
-        "routing, 2 clusters per query": mf.mechanism("routing", window=WINDOW, clusters=clusters),
-        "linear": mf.mechanism("linear"),
+        "band": f"band(window={WINDOW})",
+        "routing, 1 cluster per query": f"routing(window={WINDOW}, clusters={clusters}, query_clusters=1)",
+        "routing, 2 clusters per query": f"routing(window={WINDOW}, clusters={clusters})",
+        "linear": "linear",
     }
+
+
+def sparse(n: int) -> dict[str, str]:
+    """Specs whose queries see about as many keys as the band's, on average; buckets hold about 256 tokens."""
+    buckets = max(2, n // 256)
+    return {
+        "dilated": f"dilated(window={WINDOW}, dilation=2)",
+        "block_local": f"block_local(block={2 * WINDOW})",
+        "strided": "strided(stride=64)",
+        "random": "random(count=2, block=64)",
+        "longformer, 8 globals": f"longformer(window={WINDOW}, global_tokens=8)",
+        "sparse_transformer, strided": "sparse_transformer(pattern=strided, stride=128)",
+        "sparse_transformer, fixed": "sparse_transformer(pattern=fixed, stride=128, summary=8)",
+        "bigbird": "bigbird(block=64, random=3)",
+        "reformer, 1 round": f"reformer(buckets={buckets}, window={WINDOW}, rounds=1)",
+        "reformer, 4 rounds": f"reformer(buckets={buckets}, window={WINDOW}, rounds=4)",
+        "moba": "moba(block=64, top=2)",
+    }
+
+
+FAMILIES = {"core": core, "sparse": sparse}
+family = "core"  # set by --family
+
+
+def mechanisms(n: int) -> dict[str, Entry]:
+    """What is measured at length n: causal where the card allows it."""
+    made = {}
+    for name, text in FAMILIES[family](n).items():
+        (part,) = spec.parse(text)
+        mechanism = mf.mechanism(part.name, **part.options)
+        made[name] = Entry(mechanism, mechanism.card.causal == "strict")
+    return made
 
 
 def inputs(n: int, heads: int = HEADS) -> list[torch.Tensor]:
@@ -56,10 +97,10 @@ def check(n: int = 300) -> dict[str, float]:
     """Largest deviation from the dense definition, float32; raises above 1e-4."""
     q, k, v, _ = inputs(n)
     worst = {}
-    for name, mechanism in mechanisms(1024).items():
+    for name, (mechanism, causal) in mechanisms(1024).items():
         with torch.no_grad():
-            output = mf.attend(mechanism, q, k, v, causal=True)
-            difference = (output - mf.dense_weights(mechanism, q, k, causal=True) @ v).abs().max()
+            output = mf.attend(mechanism, q, k, v, causal=causal)
+            difference = (output - mf.dense_weights(mechanism, q, k, causal=causal) @ v).abs().max()
         worst[name] = float(difference)
         if not worst[name] < 1e-4:
             raise SystemExit(f"{name}: deviates by {worst[name]:.1e} from its definition; no time is taken")
@@ -74,10 +115,12 @@ def runs_of(n: int) -> dict[str, Callable[[], object]]:
         return lambda: torch.autograd.grad(attention(), (q, k, v), grad)
 
     runs = {}
-    if n <= LONGEST_FULL:
-        runs["causal SDPA"] = both(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True))
-    for name, mechanism in mechanisms(n).items():
-        runs[name] = both(lambda mechanism=mechanism: mf.attend(mechanism, q, k, v, causal=True))
+    entries = mechanisms(n)
+    for causal, name in SDPA.items():
+        if n <= LONGEST_FULL and any(entry.causal == causal for entry in entries.values()):
+            runs[name] = both(lambda c=causal: F.scaled_dot_product_attention(q, k, v, is_causal=c))
+    for name, entry in entries.items():
+        runs[name] = both(lambda e=entry: mf.attend(e.mechanism, q, k, v, causal=e.causal))
     return runs
 
 
@@ -111,9 +154,11 @@ def measure(n: int, rounds: int, peers: bool = False) -> dict[str, dict[str, flo
             if repeat:
                 times[name].append(time.perf_counter() - start)
     result = {name: {"min": min(t), "median": statistics.median(t)} for name, t in times.items() if t}
-    if "causal SDPA" in result:
-        for name in result:
-            result[name]["times_faster"] = result["causal SDPA"]["min"] / result[name]["min"]
+    entries = mechanisms(n)
+    for name in result:
+        causal = entries[name].causal if name in entries else name != SDPA[False]
+        if SDPA[causal] in result:
+            result[name]["times_faster"] = result[SDPA[causal]]["min"] / result[name]["min"]
     return result
 
 
@@ -121,7 +166,7 @@ def peak_memory(name: str, n: int, kernel: str) -> float:
     """MB by which one forward + backward raises the peak of a fresh process."""
     folder = str(common.RESULTS.parent)
     program = f"import sys; sys.path.insert(0, {folder!r}); import speed; "
-    program += f"speed.print_peak({name!r}, {n}, {kernel!r})"
+    program += f"speed.family = {family!r}; speed.print_peak({name!r}, {n}, {kernel!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
@@ -161,13 +206,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lengths", default="300,1024,4096,8192,16384,32768,65536", help="comma-separated")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each")
     parser.add_argument("--kernel", choices=("native", "torch"), default="native")
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="core")
     parser.add_argument("--peers", action="store_true", help="beside routing_transformer and local_attention")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure, print, write."""
+    global family
     arguments = parse()
+    family = arguments.family
     if arguments.kernel == "native" and load().library is None:
         raise SystemExit(f"no native kernel: {load().reason}; use --kernel torch")
     with torch_kernels() if arguments.kernel == "torch" else contextlib.nullcontext():
@@ -195,9 +243,9 @@ def study(arguments: argparse.Namespace) -> None:
         "kernel": arguments.kernel,
     }
     tensors = {n: tensors_mb(n) for n in lengths}
-    name = "speed" if arguments.kernel == "native" else "speed-torch"
+    marks = {"torch": arguments.kernel == "torch", family: family != "core", "peers": arguments.peers}
     common.write(
-        common.dated(name + ("-peers" if arguments.peers else "")),
+        common.dated("-".join(["speed", *(mark for mark, given in marks.items() if given)])),
         {
             "setting": setting,
             "deviation": deviation,
