@@ -11,7 +11,8 @@ from torch import Tensor
 class Attended(NamedTuple):
     """output [B, H, N, E] and lse [B, H, N], the log of the sum of exp(score) over the keys seen.
 
-    A row that sees nothing has output 0 and lse -inf. kernel names the code that ran: torch or native.
+    A row that sees nothing has output 0 and lse -inf. kernel names the code that ran: torch, native, flex
+    or varlen; where parts ran on several, joined by "+".
     """
 
     output: Tensor

@@ -13,6 +13,8 @@ from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
 from mapformers.kernels.dense import dense_attend, dense_output, is_mass, is_plain, own_mass
 from mapformers.kernels.features import feature_attend
+from mapformers.kernels.gpu.flex import flex_can_run, flex_range_attend
+from mapformers.kernels.gpu.varlen import varlen_arguments, varlen_can_run, varlen_window_attend
 from mapformers.kernels.groups import group_attend
 from mapformers.kernels.native.call import DistanceTable
 from mapformers.kernels.native.library import takes
@@ -47,8 +49,18 @@ def run_output(
     """The output of `run` alone, which plain dense attention computes faster, and the kernel that ran."""
     if isinstance(plan, Dense) and is_plain(plan, scope, score, q.shape[2], k.shape[2]):
         return dense_output(q, k, v, scope.causal), "sdpa"
-    attended = run(plan, q, k, v, scope, score)
+    attended = _varlen(plan, q, k, v, scope) if isinstance(plan, Windows) and score is None else None
+    if attended is None:
+        attended = run(plan, q, k, v, scope, score)
     return attended.output, attended.kernel
+
+
+def _varlen(plan: Windows, q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Attended | None:
+    """On varlen_attn where it can. Only for the output: its log-sum-exp has no gradient."""
+    if not varlen_can_run(q, k, v):
+        return None
+    arguments = varlen_arguments(plan, scope, q.shape[0], q.shape[2], k.shape[2], q.device)
+    return None if arguments is None else varlen_window_attend(arguments, q, k, v)
 
 
 def _union(plan: Union, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None) -> Attended:
@@ -72,11 +84,13 @@ def window_attend(
 def _ranges(
     ranges: Ranges, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None
 ) -> Attended:
-    """On the native kernel where it can; on the torch path, which can everything, elsewhere."""
+    """On the native kernel or FlexAttention where they can; elsewhere on the torch path, which can all."""
     if takes(q, k, v):
         table = None if score is None else distance_table(score, scope, q, k)
         if score is None or table is not None:
             return _native(ranges, q, k, v, table)
+    if flex_can_run(q, k, v):
+        return flex_range_attend(ranges, q, k, v, scope, score)
     return range_attend(ranges, q, k, v, scope, score)
 
 

@@ -44,7 +44,7 @@ def load() -> Native:
 
 
 def _load() -> Native:
-    if os.environ.get(SWITCH, "1").lower() in ("0", "off", "false", "no"):
+    if _switched_off():
         return Native(reason=f"{SWITCH}={os.environ[SWITCH]}")
     try:
         path, library = _built()
@@ -79,6 +79,15 @@ def library() -> ctypes.CDLL:
     if loaded is None:
         raise RuntimeError(f"native kernel off ({load().reason})")
     return loaded
+
+
+def wanted() -> bool:
+    """Whether anything but the torch path may run here and now, as far as the user has a say in it."""
+    return _wanted.get() and not _switched_off()
+
+
+def _switched_off() -> bool:
+    return os.environ.get(SWITCH, "1").lower() in ("0", "off", "false", "no")
 
 
 def active() -> bool:

@@ -1,0 +1,1 @@
+"""Ranges and windows on a GPU, by the kernels that torch ships."""
