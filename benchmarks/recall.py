@@ -106,8 +106,7 @@ def train(
 @torch.no_grad()
 def score(model: RecallModel, task: Recall, examples: int) -> float:
     """Accuracy on fresh examples, the same for every row and seed."""
-    generator, right, done = torch.Generator().manual_seed(PROJECTS = {"reformer": "shared_qk"}  # what a mechanism's paper asks of the project port
-SEED_OF_SCORES), 0.0, 0
+    generator, right, done = torch.Generator().manual_seed(SEED_OF_SCORES), 0.0, 0
     model.eval()
     while done < examples:
         batch = task.batch(min(100, examples - done), generator)
@@ -122,8 +121,7 @@ def reach(model: RecallModel, task: Recall) -> dict[str, list[float]]:
     """Per layer, by the dense definition: the share of past keys that a query sees (mean over heads), and
     how often some head sees the place of the pair's value.
     """
-    batch = task.batch(8, torch.Generator().manual_seed(PROJECTS = {"reformer": "shared_qk"}  # what a mechanism's paper asks of the project port
-SEED_OF_SCORES))
+    batch = task.batch(8, torch.Generator().manual_seed(SEED_OF_SCORES))
     numbers: dict[str, list[float]] = {"keys_seen": [], "pair_seen": []}
     pair = _places_of_pairs(batch, task)  # [B, K]
     model.eval()

@@ -5,32 +5,31 @@ python tools/pictures.py FOLDER
 
 import math
 import sys
+import textwrap
 from pathlib import Path
 
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import mapformers as mf
 from mapformers.core.card import Card
+from mapformers.report.samples import sample_weights, small_options
 
 TOKENS = 48
-SMALL = {"clusters": 4, "window": 8, "block": 8, "rank": 8}  # so that the pattern shows on so few tokens
 COLUMNS = 3
 UNSEEN = 1e-6
 
 
 def weights_of(card: Card) -> tuple[Tensor, str]:
     """[N, M] the size of the weights on random tokens, each row relative to its largest; and a title."""
-    options = {one.name: SMALL[one.name] for one in card.options if one.name in SMALL}
-    causal = "causal" in card.supports
-    draw = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 1, TOKENS, 16, generator=draw) for _ in range(2))
-    weights = mf.dense_weights(mf.mechanism(card.name, **options), q, k, causal=causal)[0, 0].detach().abs()
+    options = small_options(card)
+    weights = sample_weights(card, options, TOKENS).abs()
     weights = weights / weights.amax(-1, keepdim=True).clamp(min=UNSEEN)
     said = ", ".join(f"{name}={value}" for name, value in options.items())
-    return weights, card.name + (f"({said})" if said else "") + ("" if causal else "  not causal")
+    return weights, card.name + (f"({said})" if said else "") + (
+        "" if "causal" in card.supports else "  not causal"
+    )
 
 
 def sheet(path: Path) -> None:
@@ -44,7 +43,7 @@ def sheet(path: Path) -> None:
         axes = figure.add_subplot(rows, COLUMNS, number + 1)
         shown = weights.masked_fill(weights <= UNSEEN, float("nan")).numpy()
         axes.imshow(shown, cmap="viridis_r", vmin=0, vmax=1)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(textwrap.fill(title, 44), fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_xlabel("key", fontsize=8)

@@ -294,16 +294,18 @@ def _adapt(subject: nn.Module | Callable[..., Any], mask: str | None, decode: St
         step = _stepping(module.step, module) if module.options.causal and _decodes(module) else None
         return _Subject(module, lambda x, real: module(x, key_is_real=real), step, padding, module.sizes.dim)
     if isinstance(module, Block):
-        inner = next(m for m in module.modules() if isinstance(m, MultiHeadAttention))
+        inner = next((m for m in module.modules() if isinstance(m, MultiHeadAttention)), None)
+        dim = getattr(module, "dim", None) if inner is None else inner.sizes.dim
 
         def block_step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
             y, _, state = module.step(x, Carry(), state)
             return y, state
 
-        step = _stepping(block_step, module) if inner.options.causal and _decodes(module) else None
+        causal = inner is None or inner.options.causal
+        step = _stepping(block_step, module) if causal and _decodes(module) else None
         padding = "padding" in module.card.supports
         call: Call = lambda x, real: module(x, Carry(key_is_real=real))[0]  # noqa: E731
-        return _Subject(module, call, step, padding, inner.sizes.dim)
+        return _Subject(module, call, step, padding, dim)
     return _Subject(module, _plain(module, mask), _stepping(decode), mask is not None, None)
 
 

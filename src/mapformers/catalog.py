@@ -1,5 +1,7 @@
 """The catalogue: every entry of the map, in the order of the survey; all lists are derived from it."""
 
+from mapformers.blocks.axial_image import AxialImageBlock
+from mapformers.blocks.binary_tree import BinaryTreeBlock
 from mapformers.blocks.luna import LunaBlock
 from mapformers.blocks.transformer import TransformerBlock
 from mapformers.core.card import Card
@@ -9,16 +11,37 @@ from mapformers.heads.projection import GroupedQuery, MultiHead
 from mapformers.mechanisms.compressed.linformer import Linformer
 from mapformers.mechanisms.content.routing import Routing
 from mapformers.mechanisms.linear.linear import Linear
+from mapformers.mechanisms.sparse.axial import Axial
 from mapformers.mechanisms.sparse.band import Band
+from mapformers.mechanisms.sparse.bigbird import BigBird
 from mapformers.mechanisms.sparse.block_local import BlockLocal
+from mapformers.mechanisms.sparse.dilated import Dilated
 from mapformers.mechanisms.sparse.full import Full
+from mapformers.mechanisms.sparse.global_tokens import GlobalTokens
+from mapformers.mechanisms.sparse.image_local import ImageLocal
+from mapformers.mechanisms.sparse.random_keys import RandomKeys
+from mapformers.mechanisms.sparse.strided import Strided
 from mapformers.priors.alibi import Alibi
 
-MECHANISMS = (Full, Band, BlockLocal, Routing, Linear, Linformer)
+MECHANISMS = (
+    Full,
+    GlobalTokens,
+    Band,
+    Dilated,
+    Strided,
+    RandomKeys,
+    BlockLocal,
+    BigBird,
+    Axial,
+    ImageLocal,
+    Routing,
+    Linear,
+    Linformer,
+)
 SCORES = (Alibi,)
 PROJECTIONS = (MultiHead, GroupedQuery)
 MERGES = (Concatenate,)
-BLOCKS = (TransformerBlock, LunaBlock)
+BLOCKS = (TransformerBlock, BinaryTreeBlock, AxialImageBlock, LunaBlock)
 
 CATALOG: tuple[type, ...] = MECHANISMS + SCORES + PROJECTIONS + MERGES + BLOCKS
 

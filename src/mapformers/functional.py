@@ -105,6 +105,7 @@ def check_supports(
 ) -> None:
     """Refuse, by name, what the mechanism's card does not claim."""
     card = mechanism.card
+    mechanism.check_causal(causal)  # first, since it knows why
     wanted = {
         "causal": (causal, "use causal=False or another mechanism"),
         "bidirectional": (not causal, "use causal=True or another mechanism"),
@@ -120,4 +121,3 @@ def check_supports(
             not asked or capability in card.supports,
             f"{card.name}: {capability} is not supported, got it asked for; {remedy}",
         )
-    mechanism.check_causal(causal)

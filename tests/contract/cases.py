@@ -23,8 +23,37 @@ LENGTHS_WITH_GRADIENT = (2, 17, 67, 131)
 
 SPECS: dict[str, tuple[str, ...]] = {
     "full": ("full",),
+    "global_tokens": ("global_tokens(count=3)", "global_tokens(count=70)"),
     "band": ("band(window=5)", "band(window=0)", "band(window=70)"),
+    "dilated": (
+        "dilated(window=5, dilation=3)",
+        "dilated(window=0, dilation=2)",
+        "dilated(window=6, dilation=1)",
+        "dilated(window=70, dilation=5)",
+    ),
+    "strided": ("strided(stride=5)", "strided(stride=1)", "strided(stride=7)"),
+    "random": (
+        "random(count=2, block=6)",
+        "random(count=3, block=1)",
+        "random(count=5, block=4)",
+        "random(count=1, block=70)",
+    ),
     "block_local": ("block_local(block=6)", "block_local(block=70)"),
+    "bigbird": (
+        "bigbird(block=5, random=2)",
+        "bigbird(block=4, random=0, window=5)",
+        "bigbird(block=3, random=4, window=1)",
+        "bigbird(block=5, random=2, variant=etc, global_tokens=3)",
+        "bigbird(block=4, random=1, variant=etc)",
+        "bigbird(block=70)",
+    ),
+    "axial": ("axial(width=6)", "axial(axis=column, width=6)", "axial(width=70)"),
+    "image_local": (
+        "image_local(width=7, query_height=2, query_width=3, memory_height=1, memory_width=2)",
+        "image_local(width=6, query_height=3, query_width=2, memory_height=4, memory_width=3)",
+        "image_local(width=0, query_height=1, query_width=5, memory_height=0, memory_width=6)",
+        "image_local(width=9, query_height=2, query_width=4, memory_height=0, memory_width=0)",
+    ),
     "routing": (
         "routing(clusters=4, window=6)",
         "routing(clusters=4, window=6, query_clusters=1)",
@@ -53,6 +82,15 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "transformer(attention='routing(clusters=4, window=6):2 + band:2', norm=post, activation=geglu)",
         "transformer(attention='linear', activation=relu, hidden=48)",
     ),
+    "binary_tree": (
+        "binary_tree(k=2)",
+        "binary_tree(k=1, clip=1, norm=pre, activation=geglu)",
+        "binary_tree(k=3, clip=0, hidden=40)",
+    ),
+    "axial_image": (
+        "axial_image(width=6)",
+        "axial_image(width=7, outer=1, inner=1, activation=relu, shift=false)",
+    ),
     "luna": ("luna(length=4)", "luna(length=3, activation=geglu, hidden=40)"),
 }
 ALL_BLOCKS = tuple(text for texts in BLOCKS.values() for text in texts)
@@ -60,8 +98,28 @@ ALL_BLOCKS = tuple(text for texts in BLOCKS.values() for text in texts)
 # Option -> (other options, value to compare with the default under them). Each must change something.
 CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
     "full": {},
+    "global_tokens": {"count": ({}, 3)},
     "band": {"window": ({}, 3)},
+    "dilated": {"window": ({}, 3), "dilation": ({"window": 3}, 3)},
+    "strided": {"stride": ({}, 3)},
+    "random": {"count": ({"block": 4}, 2), "block": ({}, 4)},
     "block_local": {"block": ({}, 4)},
+    "bigbird": {
+        "block": ({}, 4),
+        "random": ({"block": 3}, 1),
+        "window": ({"block": 3}, 5),
+        "variant": ({"block": 3}, "etc"),
+        "global_tokens": ({"block": 3, "variant": "etc"}, 2),
+    },
+    "axial": {"axis": ({}, "column"), "width": ({}, 8), "height": ({"width": 5}, 7)},
+    "image_local": {
+        "width": ({"query_height": 2, "query_width": 4, "memory_width": 1}, 6),
+        "height": ({"width": 5, "query_height": 3, "query_width": 2}, 8),
+        "query_height": ({"width": 5}, 3),
+        "query_width": ({"width": 5, "query_height": 2, "memory_width": 1}, 3),
+        "memory_height": ({"width": 5, "query_height": 3}, 1),
+        "memory_width": ({"width": 5, "query_height": 2, "query_width": 2}, 1),
+    },
     "linear": {},
     "linformer": {"rank": ({}, 3), "length": ({}, 64)},
     "routing": {
@@ -85,6 +143,22 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "hidden": ({}, 24),
         "dropout": ({}, 0.5),
     },
+    "binary_tree": {
+        "k": ({}, 2),
+        "clip": ({}, 1),
+        "norm": ({}, "pre"),
+        "activation": ({}, "gelu"),
+        "hidden": ({}, 24),
+    },
+    "axial_image": {
+        "width": ({}, 8),
+        "height": ({"width": 5}, 7),
+        "outer": ({}, 1),
+        "inner": ({}, 1),
+        "shift": ({}, False),
+        "activation": ({}, "relu"),
+        "hidden": ({}, 24),
+    },
     "luna": {
         "length": ({}, 3),
         "activation": ({}, "relu"),
@@ -99,8 +173,19 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
 CostRule = Literal["visible", "all", "counted", "bound"]
 COSTS: dict[str, tuple[str, CostRule, float]] = {  # spec, rule, growth of the FLOPs with n as an exponent
     "full": ("full", "all", 2.0),
+    "global_tokens": ("global_tokens(count=128)", "visible", 1.0),
     "band": ("band(window=128)", "visible", 1.0),
+    "dilated": ("dilated(window=128, dilation=2)", "visible", 1.0),
+    "strided": ("strided(stride=4)", "visible", 2.0),
+    "random": ("random(count=3, block=64)", "visible", 1.0),
     "block_local": ("block_local(block=128)", "visible", 1.0),
+    "bigbird": ("bigbird(block=64, random=3)", "visible", 1.0),
+    "axial": ("axial(width=128)", "visible", 1.0),
+    "image_local": (
+        "image_local(width=0, query_height=1, query_width=128, memory_height=0, memory_width=128)",
+        "visible",
+        1.0,
+    ),
     "routing": ("routing(clusters=4, window=128)", "bound", 1.0),
     "linear": ("linear", "counted", 1.0),
     "linformer": ("linformer(rank=16, length=8192)", "counted", 1.0),

@@ -11,7 +11,20 @@ COUNTING = "test_cost"  # counts the products that torch makes, so it runs on to
 
 # One configuration of each mechanism and one mixture at every commit; the others are variants of these.
 FIRST = {texts[0] for texts in (*cases.SPECS.values(), *cases.BLOCKS.values())} | {cases.MIXTURES[0]}
-WINDOWED = ("band", "block_local", "routing")  # the mechanisms that run as ranges
+# The mechanisms that run as ranges.
+WINDOWED = (
+    "global_tokens",
+    "band",
+    "dilated",
+    "strided",
+    "random(",
+    "block_local",
+    "bigbird",
+    "routing",
+    "axial",
+    "image_local",
+    "binary_tree",
+)
 VARIANTS = {*cases.ALL, *cases.ALL_BLOCKS, *cases.MIXTURES} - FIRST
 
 

@@ -17,7 +17,8 @@ CHUNKS = {
     "mixed": [5, 1, 1, 20, 18],
     "thirteen": [13] * 3 + [6],
 }
-GROWING = {"full"}  # must keep every key; all others keep a bounded state
+# These must keep every key; all others keep a bounded state.
+GROWING = {"full", "strided(", "random(", "axis=column"}
 DECODING = cases.with_capability("causal", "decode") + list(cases.MIXTURES)
 
 

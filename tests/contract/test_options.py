@@ -35,19 +35,22 @@ def of_layer(**arguments: Any) -> Behaviour:
     for causal in (False, True):
         try:
             layer = mf.attention(dim=cases.DIM, heads=cases.HEADS, causal=causal, **arguments)
+            seen += trained(layer, layer)
         except mf.MapformersError as error:
             seen.append(str(error))
-            continue
-        seen += trained(layer, layer)
     return seen
 
 
 def of_block(text: str) -> Behaviour:
-    block = mf.block(text, cases.DIM, cases.HEADS)
-    try:
-        return trained(block, lambda x: block(x, Carry())[0])
-    except mf.MapformersError as error:
-        return [str(error)]
+    """The same of a block."""
+    seen: Behaviour = []
+    for causal in (False, True):
+        try:
+            block = mf.block(text, cases.DIM, cases.HEADS, causal=causal)
+            seen += trained(block, lambda x, block=block: block(x, Carry())[0])
+        except mf.MapformersError as error:
+            seen.append(str(error))
+    return seen
 
 
 def behaviour(name: str, options: dict[str, Any]) -> Behaviour:

@@ -42,6 +42,7 @@ def reference(weights: Tensor, bias: Tensor) -> Tensor:
     """Weights with a bias added to the scores; what a row lacks to one lies on a null key without bias."""
     seen = (weights > 0).any(-1, keepdim=True)
     null = torch.where(seen, 1 - weights.sum(-1, keepdim=True), 1.0)
+    null = torch.where(null.abs() < 1e-12, 0.0, null)  # rounding, which a bias far below zero would blow up
     raised = weights * bias.double().exp()
     return raised / (raised.sum(-1, keepdim=True) + null)
 

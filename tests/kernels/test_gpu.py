@@ -31,6 +31,8 @@ from mapformers.kernels.windows import ranges_of
 from mapformers.priors.alibi import Alibi, AlibiConfig
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.slow  # unfused FlexAttention is slow on the CPU
+
 BATCH, HEADS, DIM, VALUE_DIM, BLOCK = 2, 4, 8, 5, 128
 LENGTHS = (1, 2, 17, 40, 127, 128, 129, 200, 300)
 SETTINGS = settings(

@@ -1,8 +1,10 @@
 """Bugs that somebody could write, each as one replacement in the source, and the tests that must catch it."""
 
+from tests.mutation.image_tree_mutants import IMAGE_TREE_MUTANTS
 from tests.mutation.kmeans_mutants import KMEANS_MUTANTS
 from tests.mutation.mutant import Mutant
 from tests.mutation.native_mutants import NATIVE_MUTANTS
+from tests.mutation.position_mutants import POSITION_MUTANTS
 
 CONTRACT = "tests/contract/"
 
@@ -334,4 +336,4 @@ ATTENTION_MUTANTS = (
         "published",
     ),
 )
-MUTANTS = ATTENTION_MUTANTS + KMEANS_MUTANTS + NATIVE_MUTANTS
+MUTANTS = ATTENTION_MUTANTS + KMEANS_MUTANTS + NATIVE_MUTANTS + IMAGE_TREE_MUTANTS + POSITION_MUTANTS

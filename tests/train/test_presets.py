@@ -5,10 +5,11 @@ import yaml
 
 from mapformers.core.errors import MapformersError
 from mapformers.train.folder import config_text
-from mapformers.train.models import config_of, parameter_count
+from mapformers.train.models import config_of, decodes, parameter_count
 from mapformers.train.presets import Preset, at_stage, load_preset, override, preset_from, preset_names
 
-PUBLISHED = ("routing-enwik8", "routing-imagenet64", "routing-pg19", "routing-wikitext103")
+ROUTING = ("routing-enwik8", "routing-imagenet64", "routing-pg19", "routing-wikitext103")
+PUBLISHED = ("axial-imagenet64", "bp-enwik8", *ROUTING)
 
 
 def test_the_presets_there_are() -> None:
@@ -24,7 +25,7 @@ def test_each_preset_is_a_model(name: str) -> None:
     assert preset.summary.endswith(".")
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ROUTING)
 def test_published_presets_state_their_deviations(name: str) -> None:
     text = " ".join(load_preset(name).deviations)
     for told in ("strictly causal", "AdamW", "Rotary", "shared centroids"):
@@ -34,18 +35,32 @@ def test_published_presets_state_their_deviations(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "layers", "sizes", "context"),
     [
+        ("bp-enwik8", 12, (512, None, 8), 8192),
         ("routing-enwik8", 12, (1024, 3072, 8), 8192),
         ("routing-wikitext103", 14, (1024, 3072, 16), 4096),
         ("routing-imagenet64", 24, (1024, 2048, 16), 12288),
         ("routing-pg19", 22, (1032, 4096, 8), 8192),
     ],
 )
-def test_published_sizes(name: str, layers: int, sizes: tuple[int, int, int], context: int) -> None:
+def test_published_sizes(name: str, layers: int, sizes: tuple[int, int | None, int], context: int) -> None:
     preset = load_preset(name)
     config = config_of(preset)
     assert len(config.layers) == layers
     assert (config.hidden_size, config.intermediate_size, config.num_attention_heads) == sizes
     assert preset.data.context == context
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("bp-enwik8", 38)],  # as the paper counts them
+)
+def test_published_numbers_of_parameters(name: str, millions: int) -> None:
+    assert round(parameter_count(load_preset(name)) / 1e6) == millions
+
+
+@pytest.mark.parametrize(("name", "expected"), [("demo", True), ("bp-enwik8", False)])
+def test_whether_a_preset_decodes(name: str, expected: bool) -> None:
+    assert decodes(config_of(load_preset(name))) is expected
 
 
 def test_stages_change_what_they_name() -> None:

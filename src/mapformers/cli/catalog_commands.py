@@ -10,8 +10,6 @@ from typing import Annotated, Any
 import typer
 
 PICTURE_TOKENS = 32
-SMALL = {"clusters": 4}  # sizes for the picture; other sizes above 8 become 8 ..
-KEEP = {"length"}  # .. but not these, which only bound the input
 
 
 def list_entries(
@@ -96,7 +94,7 @@ def preset_facts(name: str) -> dict[str, Any]:
 
     Allocates no weights.
     """
-    from mapformers.train.models import config_of, parameter_count
+    from mapformers.train.models import config_of, decodes, parameter_count
     from mapformers.train.presets import load_preset
 
     preset = load_preset(name)
@@ -108,7 +106,7 @@ def preset_facts(name: str) -> dict[str, Any]:
         "paper": "",
         "formula": "",
         "causal": "strict" if config.causal else "refuses",
-        "supports": ["causal", "decode"],
+        "supports": ["causal", "decode"] if decodes(config) else ["causal"],
         "options": [],
         "cost": "",
         "summary": preset.summary,
@@ -132,31 +130,18 @@ def _find(text: str, presets: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
 
 
 def _pattern(entry: Any, options: dict[str, Any]) -> tuple[Any, str]:
-    """[N, M] weights of a mechanism on random tokens, and the options that are not the default, as text."""
-    import torch
-
-    import mapformers as mf
+    """[N, M] weights of a mechanism on random tokens, and the options that they were made with, as text."""
     from mapformers.core.errors import require
+    from mapformers.report.samples import sample_weights, small_options
 
     card = entry.card
     require(
         card.kind == "mechanism",
         f"show: a pattern needs a mechanism, got the {card.kind} {card.name}; leave --output out",
     )
-    small = {
-        one.name: SMALL.get(one.name, 8)
-        for one in card.options
-        if isinstance(one.default, int)
-        and not isinstance(one.default, bool)
-        and one.default > 8
-        and one.name not in KEEP
-    }
-    used = {**small, **options}
-    draw = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 1, PICTURE_TOKENS, 16, generator=draw) for _ in range(2))
-    weights = mf.dense_weights(mf.mechanism(card.name, **used), q, k, causal="causal" in card.supports)
+    used = {**small_options(card), **options}
     text = ", ".join(f"{key}={value}" for key, value in used.items())
-    return weights[0, 0].detach(), f"with {text}" if text else ""
+    return sample_weights(card, used, PICTURE_TOKENS), f"with {text}" if text else ""
 
 
 def _card_text(card: dict[str, Any]) -> str:

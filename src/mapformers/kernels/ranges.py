@@ -4,20 +4,27 @@ The ordered queries are cut into blocks, the ordered keys likewise. A block of q
 stretch of keys, so it meets a few blocks of keys; each meeting is a pair of tiles of equal shape. All pairs
 of all batch rows and heads run as one batched matrix product, and the softmax is summed over the pairs of a
 block. The stretches grow by at most M keys in all, so there are at most about 2 N / block + M / block
-pairs: no imbalance can make it quadratic.
+pairs: no imbalance can make it quadratic. Where the ranges themselves are long, pairs run in portions whose
+scores are computed again in the backward.
 """
 
+from __future__ import annotations
+
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mapformers.core.attended import Attended, merge
 from mapformers.core.plans import Ranges
 from mapformers.core.scope import Scope
 from mapformers.core.score import Pairs, ScoreTerm
+from mapformers.kernels import dense
 from mapformers.kernels.softmax import at_least_float32, default_scale, expand_heads
+from mapformers.kernels.tiles import Tiles, tiles_of
 
 LARGEST_BLOCK = 128
 
@@ -50,16 +57,6 @@ def _inverse(order: Tensor) -> Tensor:
     """The order that undoes `order` [R]."""
     places = torch.arange(order.numel(), device=order.device)
     return torch.zeros_like(order).scatter(0, order, places)
-
-
-class _Tiles(NamedTuple):
-    """The pairs of tiles: which block of queries meets which block of keys, both counted over all rows
-    and heads.
-    """
-
-    query_block: Tensor  # [pairs]
-    key_block: Tensor  # [pairs]
-    outside: Tensor  # [pairs, block, block] bool
 
 
 def range_attend(
@@ -103,13 +100,24 @@ def _round(ranges: Ranges, q: Tensor, keys: _Keys, scope: Scope, score: ScoreTer
     q_order = _flat_order(order, batch, heads)
     q_blocks = _blocks(_ordered(q, 1, q_order), block)  # [B H nq, block, D]
     start, end = (x.expand(batch, heads, 1, -1).reshape(batch * heads, n) for x in (ranges.start, ranges.end))
-    tiles = _tiles(start, end, keys.places, block)
-    k_tiles = keys.k.index_select(0, tiles.key_block)  # [pairs, block, D]
-    scores = at_least_float32(q_blocks.index_select(0, tiles.query_block) @ k_tiles.transpose(1, 2))
-    if score is not None:
-        m = keys.places // ranges.key_copies
-        scores = scores + _term(score, scope, ranges, tiles, (batch, heads, n, m)).to(scores.dtype)
-    summed = _softmax_over_pairs(scores, tiles, keys.v, q_blocks.shape[0])
+    tiles = tiles_of(start, end, keys.places, block)
+
+    def attended(rows: slice, part: Tiles) -> tuple[Tensor, Tensor]:
+        k_tiles = keys.k.index_select(0, part.key_block)  # [pairs, block, D]
+        scores = at_least_float32(q_blocks.index_select(0, part.query_block) @ k_tiles.transpose(1, 2))
+        if score is not None:
+            m = keys.places // ranges.key_copies
+            scores = scores + _term(score, scope, ranges, part, (batch, heads, n, m)).to(scores.dtype)
+        found = _softmax_over_pairs(scores, part, keys.v, rows)
+        return found.output, found.lse
+
+    portions = tiles.portions(max(1, dense.SCORES_ALIVE // block**2))
+    if len(portions) == 1:
+        summed = Attended(*attended(*portions[0]))
+    else:  # as in the dense kernel
+        again = partial(checkpoint, attended, use_reentrant=False, preserve_rng_state=False)
+        parts = [again(*one) for one in portions]
+        summed = Attended(torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts]))
     output = summed.output.reshape(batch * heads, n + (-n % block), -1)[:, :n].reshape(batch * heads * n, -1)
     lse = summed.lse.reshape(batch * heads, -1)[:, :n].reshape(-1, 1)
     output = output.to(q.dtype)
@@ -119,52 +127,29 @@ def _round(ranges: Ranges, q: Tensor, keys: _Keys, scope: Scope, score: ScoreTer
     return Attended(output.view(batch, heads, n, -1), lse.view(batch, heads, n))
 
 
-def _softmax_over_pairs(scores: Tensor, tiles: _Tiles, v_blocks: Tensor, query_blocks: int) -> Attended:
-    """One softmax over the pairs of each block of queries: output [blocks, block, E], lse [blocks, block].
+def _softmax_over_pairs(scores: Tensor, tiles: Tiles, v_blocks: Tensor, rows: slice) -> Attended:
+    """One softmax over the pairs of each block of queries in `rows`: output [blocks, block, E] and its lse.
 
     scores [pairs, block, block] are overwritten. Masking and shifting them changes no gradient but those
-    that the
-    weights make zero anyway, so they run unrecorded, and the backward keeps one tensor of this size instead
-    of three.
+    that the weights make zero anyway, so they run unrecorded, and the backward keeps one tensor of this size
+    instead of three.
     """
+    query_block, query_blocks = tiles.query_block - rows.start, rows.stop - rows.start
     with torch.no_grad():
-        scores.masked_fill_(tiles.outside, float("-inf"))
+        scores.masked_fill_(tiles.outside(), float("-inf"))
         highest = scores.amax(-1)  # [pairs, block]
         top = highest.new_full((query_blocks, highest.shape[1]), float("-inf"))
-        top.scatter_reduce_(0, tiles.query_block[:, None].expand_as(highest), highest, "amax")
+        top.scatter_reduce_(0, query_block[:, None].expand_as(highest), highest, "amax")
         top = torch.where(top.isfinite(), top, 0.0)
-        scores.sub_(top[tiles.query_block].unsqueeze(-1))
+        scores.sub_(top[query_block].unsqueeze(-1))
     weights = scores.exp_()
-    partial = weights @ v_blocks.index_select(0, tiles.key_block)  # [pairs, block, E + 1]
-    summed = partial.new_zeros(query_blocks, *partial.shape[1:]).index_add(0, tiles.query_block, partial)
+    products = weights @ v_blocks.index_select(0, tiles.key_block)  # [pairs, block, E + 1]
+    summed = products.new_zeros(query_blocks, *products.shape[1:]).index_add(0, query_block, products)
     total = summed[..., -1]
     seen = total > 0
     total = torch.where(seen, total, 1.0)
     lse = (total.log() + top).masked_fill(~seen, float("-inf"))
     return Attended(summed[..., :-1] * total.reciprocal().unsqueeze(-1), lse)
-
-
-def _tiles(start: Tensor, end: Tensor, key_places: int, block: int) -> _Tiles:
-    """All pairs of tiles that some range crosses. start, end [rows, places], a row for each batch row
-    and head.
-    """
-    rows, places = start.shape
-    device = start.device
-    per_row, keys_per_row = -(-places // block), -(-key_places // block)
-    pad = per_row * block - places  # padded queries: empty ranges
-    start = F.pad(start, (0, pad)).view(rows * per_row, block)
-    end = F.pad(end, (0, pad)).view(rows * per_row, block)
-    empty = start >= end
-    first = torch.where(empty, keys_per_row * block, start).amin(-1) // block  # [blocks of queries]
-    last = (torch.where(empty, 0, end).amax(-1) + block - 1) // block
-    count = (last - first).clamp(min=0)
-    query_block = torch.arange(rows * per_row, device=device).repeat_interleave(count)
-    first_pair = count.cumsum(0) - count
-    nth = torch.arange(query_block.numel(), device=device) - first_pair[query_block]
-    key_block = first[query_block] + nth  # inside its row
-    key = (key_block * block)[:, None, None] + torch.arange(block, device=device)  # [pairs, 1, block]
-    outside = (key < start[query_block].unsqueeze(-1)) | (key >= end[query_block].unsqueeze(-1))
-    return _Tiles(query_block, key_block + query_block // per_row * keys_per_row, outside)
 
 
 def _flat_order(order: Tensor | None, batch: int, heads: int) -> Tensor | None:
@@ -191,12 +176,12 @@ def _blocks(x: Tensor, block: int) -> Tensor:
 
 
 def _term(
-    score: ScoreTerm, scope: Scope, ranges: Ranges, tiles: _Tiles, sizes: tuple[int, int, int, int]
+    score: ScoreTerm, scope: Scope, ranges: Ranges, tiles: Tiles, sizes: tuple[int, int, int, int]
 ) -> Tensor:
     """What a score term adds to every pair of tiles. sizes: B, H, N, M."""
     batch, heads, n, m = sizes
     device = tiles.query_block.device
-    block = tiles.outside.shape[1]
+    block = tiles.start.shape[1]
     order = None if ranges.query_order is None else ranges.query_order[:, :, 0]
     query = _spread(scope.query_positions(n, device), order, 1, (batch, heads))
     key = _spread(scope.positions_of_keys(m, device), ranges.key_order, ranges.key_copies, (batch, heads))

@@ -1,9 +1,10 @@
 """The model that a preset asks for: its config, checked, and its size without memory."""
 
 import inspect
+import warnings
 from typing import Any
 
-from mapformers.core.errors import require_known
+from mapformers.core.errors import MapformersError, require_known
 from mapformers.train.presets import Preset, coerce
 
 
@@ -30,3 +31,19 @@ def parameter_count(preset: Preset) -> int:
     from mapformers.models import parameter_count as count
 
     return int(count(config_of(preset)))
+
+
+def decodes(config: Any) -> bool:
+    """Whether every layer of a MapformerConfig decodes token by token; nothing is allocated."""
+    import torch
+
+    from mapformers.models.layers import build_block
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said once, when the model is built
+        for layer in config.layers:
+            try:
+                build_block(config, layer, seed=0).init_state(1)
+            except MapformersError:
+                return False
+    return True
