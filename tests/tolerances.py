@@ -36,3 +36,12 @@ def assert_close(actual: Tensor, expected: Tensor, kind: Kind, what: str = "") -
         atol=tolerance,
         msg=lambda text: f"{what or kind}: {text}",
     )
+
+
+def assert_close_in_norm(actual: Tensor, expected: Tensor, kind: Kind) -> None:
+    """The same for whole tensors: sums of rounded terms cancel in some elements, never in their norm."""
+    assert actual.shape == expected.shape
+    tolerance = max(TOLERANCES[kind][x.dtype] for x in (actual, expected))
+    difference = torch.linalg.vector_norm(actual.double() - expected.double())
+    limit = tolerance * (1 + torch.linalg.vector_norm(expected.double()))
+    assert difference <= limit, f"{kind}: {difference} exceeds {limit}"
