@@ -13,6 +13,7 @@ ends the run. Peak memory is measured in a fresh process for each point.
 import argparse
 import contextlib
 import math
+import random
 import statistics
 import subprocess
 import sys
@@ -144,13 +145,16 @@ def peers_of(n: int) -> dict[str, Callable[[], object]]:
 
 
 def measure(n: int, rounds: int, peers: bool = False) -> dict[str, dict[str, float]]:
-    """Seconds, alternated: every round runs every candidate once."""
+    """Seconds, alternated: every round runs every candidate once, each time in another order.
+
+    What follows full attention pays for the pages that it gave back, so nothing may follow it always.
+    """
     runs = runs_of(n) | (peers_of(n) if peers else {})
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(rounds + 1):
-        for name, run in runs.items():
+        for name in random.Random(repeat).sample(list(runs), len(runs)):
             start = time.perf_counter()
-            run()
+            runs[name]()
             if repeat:
                 times[name].append(time.perf_counter() - start)
     result = {name: {"min": min(t), "median": statistics.median(t)} for name, t in times.items() if t}

@@ -6,6 +6,7 @@ from mapformers.blocks.luna import LunaBlock
 from mapformers.blocks.transformer import TransformerBlock
 from mapformers.core.card import Card
 from mapformers.core.errors import require_known
+from mapformers.heads.local_global import LocalGlobal
 from mapformers.heads.merging import Concatenate
 from mapformers.heads.projection import GroupedQuery, MultiHead
 from mapformers.mechanisms.compressed.linformer import Linformer
@@ -19,7 +20,9 @@ from mapformers.mechanisms.sparse.dilated import Dilated
 from mapformers.mechanisms.sparse.full import Full
 from mapformers.mechanisms.sparse.global_tokens import GlobalTokens
 from mapformers.mechanisms.sparse.image_local import ImageLocal
+from mapformers.mechanisms.sparse.longformer import Longformer
 from mapformers.mechanisms.sparse.random_keys import RandomKeys
+from mapformers.mechanisms.sparse.sparse_transformer import SparseTransformer
 from mapformers.mechanisms.sparse.strided import Strided
 from mapformers.priors.alibi import Alibi
 
@@ -31,7 +34,9 @@ MECHANISMS = (
     Strided,
     RandomKeys,
     BlockLocal,
+    Longformer,
     BigBird,
+    SparseTransformer,
     Axial,
     ImageLocal,
     Routing,
@@ -39,7 +44,7 @@ MECHANISMS = (
     Linformer,
 )
 SCORES = (Alibi,)
-PROJECTIONS = (MultiHead, GroupedQuery)
+PROJECTIONS = (MultiHead, GroupedQuery, LocalGlobal)
 MERGES = (Concatenate,)
 BLOCKS = (TransformerBlock, BinaryTreeBlock, AxialImageBlock, LunaBlock)
 

@@ -39,6 +39,13 @@ SPECS: dict[str, tuple[str, ...]] = {
         "random(count=1, block=70)",
     ),
     "block_local": ("block_local(block=6)", "block_local(block=70)"),
+    "longformer": (
+        "longformer(window=5, global_tokens=3)",
+        "longformer(window=5)",
+        "longformer(window=2, dilation=3, global_tokens=7)",
+        "longformer(window=6, dilation=2)",
+        "longformer(window=0, global_tokens=70)",
+    ),
     "bigbird": (
         "bigbird(block=5, random=2)",
         "bigbird(block=4, random=0, window=5)",
@@ -46,6 +53,16 @@ SPECS: dict[str, tuple[str, ...]] = {
         "bigbird(block=5, random=2, variant=etc, global_tokens=3)",
         "bigbird(block=4, random=1, variant=etc)",
         "bigbird(block=70)",
+    ),
+    "sparse_transformer": (
+        "sparse_transformer(stride=5, part=both)",
+        "sparse_transformer(stride=1, part=both)",
+        "sparse_transformer(stride=70, part=local)",
+        "sparse_transformer(stride=5, part=summary)",
+        "sparse_transformer(pattern=fixed, stride=6, summary=2, part=both)",
+        "sparse_transformer(pattern=fixed, stride=5, summary=5, part=both)",
+        "sparse_transformer(pattern=fixed, stride=6, part=local)",
+        "sparse_transformer(pattern=fixed, stride=7, summary=3, part=summary)",
     ),
     "axial": ("axial(width=6)", "axial(axis=column, width=6)", "axial(width=70)"),
     "image_local": (
@@ -74,6 +91,7 @@ MIXTURES = (
     "routing(clusters=4, window=6):2 + band(window=5):2",
     "band(window=3):1 + full:1 + block_local(block=6):1 + routing(clusters=3, window=4):1",
     "linear:2 + band(window=4):2",
+    "sparse_transformer(stride=6, part=local):2 + sparse_transformer(stride=6, part=summary):2",
 )
 
 BLOCKS: dict[str, tuple[str, ...]] = {
@@ -104,12 +122,23 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
     "strided": {"stride": ({}, 3)},
     "random": {"count": ({"block": 4}, 2), "block": ({}, 4)},
     "block_local": {"block": ({}, 4)},
+    "longformer": {
+        "window": ({}, 3),
+        "dilation": ({"window": 3}, 3),
+        "global_tokens": ({"window": 3}, 2),
+    },
     "bigbird": {
         "block": ({}, 4),
         "random": ({"block": 3}, 1),
         "window": ({"block": 3}, 5),
         "variant": ({"block": 3}, "etc"),
         "global_tokens": ({"block": 3, "variant": "etc"}, 2),
+    },
+    "sparse_transformer": {
+        "pattern": ({"stride": 9}, "fixed"),
+        "stride": ({}, 4),
+        "summary": ({"pattern": "fixed", "stride": 9}, 2),
+        "part": ({"stride": 4}, "local"),
     },
     "axial": {"axis": ({}, "column"), "width": ({}, 8), "height": ({"width": 5}, 7)},
     "image_local": {
@@ -134,6 +163,7 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
     },
     "alibi": {},
     "multi_head": {},
+    "local_global": {},
     "grouped_query": {"kv_heads": ({}, 2)},
     "concatenate": {},
     "transformer": {
@@ -179,7 +209,9 @@ COSTS: dict[str, tuple[str, CostRule, float]] = {  # spec, rule, growth of the F
     "strided": ("strided(stride=4)", "visible", 2.0),
     "random": ("random(count=3, block=64)", "visible", 1.0),
     "block_local": ("block_local(block=128)", "visible", 1.0),
+    "longformer": ("longformer(window=128, global_tokens=64)", "visible", 1.0),
     "bigbird": ("bigbird(block=64, random=3)", "visible", 1.0),
+    "sparse_transformer": ("sparse_transformer(stride=3)", "visible", 2.0),
     "axial": ("axial(width=128)", "visible", 1.0),
     "image_local": (
         "image_local(width=0, query_height=1, query_width=128, memory_height=0, memory_width=128)",

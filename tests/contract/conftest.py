@@ -19,6 +19,8 @@ WINDOWED = (
     "strided",
     "random(",
     "block_local",
+    "longformer",
+    "sparse_transformer",
     "bigbird",
     "routing",
     "axial",

@@ -82,7 +82,7 @@ def test_no_gradient_reaches_the_future(text: str, kind: str) -> None:
     for i in (0, 31, 64):
         (gradient,) = torch.autograd.grad(y[:, i].sum(), x, retain_graph=True)
         assert not gradient[:, i + 1 :].any(), f"{text}: output {i} depends on a later input"
-        assert gradient[:, i].any()
+        assert gradient[:, i].any() or not y[:, i].any()  # a row that sees nothing is zero
 
 
 @pytest.mark.parametrize("text", STRICT)

@@ -1,5 +1,6 @@
 """Bugs that somebody could write, each as one replacement in the source, and the tests that must catch it."""
 
+from tests.mutation.compound_mutants import COMPOUND_MUTANTS
 from tests.mutation.image_tree_mutants import IMAGE_TREE_MUTANTS
 from tests.mutation.kmeans_mutants import KMEANS_MUTANTS
 from tests.mutation.mutant import Mutant
@@ -144,10 +145,9 @@ ATTENTION_MUTANTS = (
     Mutant(
         "rotary before routing",
         "attention/multi_head.py",
-        "            plan = mechanism.plan(q, k, scope)\n            if self.training:",
+        "            plan = mechanism.plan(q, k, scope) if by_rows is None else by_rows.of_others\n",
         "            at = rotation(scope.query_positions(q.shape[2], q.device), q.shape[-1], q.dtype)\n"
-        "            plan = mechanism.plan(rotate(q, at), rotate(k, at), scope)\n"
-        "            if self.training:",
+        "            plan = mechanism.plan(rotate(q, at), rotate(k, at), scope)\n",
         ("tests/attention/test_multi_head.py",),
         "rotation",
     ),
@@ -336,4 +336,11 @@ ATTENTION_MUTANTS = (
         "published",
     ),
 )
-MUTANTS = ATTENTION_MUTANTS + KMEANS_MUTANTS + NATIVE_MUTANTS + IMAGE_TREE_MUTANTS + POSITION_MUTANTS
+MUTANTS = (
+    ATTENTION_MUTANTS
+    + KMEANS_MUTANTS
+    + NATIVE_MUTANTS
+    + IMAGE_TREE_MUTANTS
+    + POSITION_MUTANTS
+    + COMPOUND_MUTANTS
+)

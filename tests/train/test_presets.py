@@ -1,5 +1,7 @@
 """Presets: strict, typed, and each one a model that can be built."""
 
+import itertools
+
 import pytest
 import yaml
 
@@ -9,7 +11,7 @@ from mapformers.train.models import config_of, decodes, parameter_count
 from mapformers.train.presets import Preset, at_stage, load_preset, override, preset_from, preset_names
 
 ROUTING = ("routing-enwik8", "routing-imagenet64", "routing-pg19", "routing-wikitext103")
-PUBLISHED = ("axial-imagenet64", "bp-enwik8", *ROUTING)
+PUBLISHED = ("axial-imagenet64", "bp-enwik8", "longformer-text8", *ROUTING, "sparse-enwik8")
 
 
 def test_the_presets_there_are() -> None:
@@ -36,6 +38,8 @@ def test_published_presets_state_their_deviations(name: str) -> None:
     ("name", "layers", "sizes", "context"),
     [
         ("bp-enwik8", 12, (512, None, 8), 8192),
+        ("longformer-text8", 12, (512, 2048, 8), 2048),
+        ("sparse-enwik8", 30, (512, 2048, 8), 12288),
         ("routing-enwik8", 12, (1024, 3072, 8), 8192),
         ("routing-wikitext103", 14, (1024, 3072, 16), 4096),
         ("routing-imagenet64", 24, (1024, 2048, 16), 12288),
@@ -52,7 +56,7 @@ def test_published_sizes(name: str, layers: int, sizes: tuple[int, int | None, i
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("bp-enwik8", 38)],  # as the paper counts them
+    [("bp-enwik8", 38), ("sparse-enwik8", 95)],  # as the papers count them
 )
 def test_published_numbers_of_parameters(name: str, millions: int) -> None:
     assert round(parameter_count(load_preset(name)) / 1e6) == millions
@@ -61,6 +65,16 @@ def test_published_numbers_of_parameters(name: str, millions: int) -> None:
 @pytest.mark.parametrize(("name", "expected"), [("demo", True), ("bp-enwik8", False)])
 def test_whether_a_preset_decodes(name: str, expected: bool) -> None:
     assert decodes(config_of(load_preset(name))) is expected
+
+
+def test_the_stages_of_longformer_double_windows_and_halve_the_rate() -> None:
+    recipe = load_preset("longformer-text8")
+    stages = [at_stage(recipe, number) for number in range(1, 6)]
+    assert [stage.data.context for stage in stages] == [2048, 4096, 8192, 16384, 23040]
+    bottoms = [int(config_of(stage).layers[0]["attention"].split("=")[1].rstrip(")")) for stage in stages]
+    assert bottoms == [32, 64, 128, 256, 512]
+    rates = [stage.optimiser.learning_rate for stage in stages]
+    assert all(after == before / 2 for before, after in itertools.pairwise(rates))
 
 
 def test_stages_change_what_they_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -13,12 +14,15 @@ from mapformers.attention.rotary import Rotation, rotate, rotation
 from mapformers.attention.state import Inputs, PlanState, step_mechanism
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Mechanism, Shape
+from mapformers.core.plans import Plan
 from mapformers.core.scope import Scope
 from mapformers.core.score import Pairs, ScoreTerm
 from mapformers.functional import check_supports
 from mapformers.heads.merging import Merge
 from mapformers.heads.projection import Projection, Sizes
 from mapformers.kernels.run import run_output
+
+Qkv = tuple[Tensor, Tensor, Tensor]
 
 
 class AttentionResult(NamedTuple):
@@ -108,6 +112,8 @@ class MultiHeadAttention(nn.Module):
             f"rotary: head_dim must be even, got {sizes.head_dim}; choose another head_dim or rotary=False",
         )
         self._kv_shares = [share // group for share in self.shares]
+        if project.has_second:
+            _check_second(project, self._mechanisms(), options.causal)
 
     def forward(
         self,
@@ -189,7 +195,7 @@ class MultiHeadAttention(nn.Module):
         positions = (state.length[:, None] + is_real.long().cumsum(1) - 1).clamp(min=0)  # [B, n]
         turn = self._rotation(positions, x.dtype)
         outputs, parts = [], []
-        for i, (mechanism, q, k, v) in enumerate(self._split(x, x)):
+        for i, (mechanism, q, k, v) in enumerate(self._split(x, x, self.project)):
             plain = (q, k)
             if turn is not None:
                 q, k = rotate(q, turn), rotate(k, turn)
@@ -221,30 +227,46 @@ class MultiHeadAttention(nn.Module):
         q_turn = k_turn = self._rotation(scope.query_positions(x.shape[1], x.device), x.dtype)
         if context is not x:
             k_turn = self._rotation(scope.positions_of_keys(context.shape[1], x.device), x.dtype)
-        for i, (mechanism, q, k, v) in enumerate(self._split(x, context)):
+        second = self._split(x, context, self.project.second) if self.project.has_second else []
+        for i, (mechanism, q, k, v) in enumerate(self._split(x, context, self.project)):
             check_supports(mechanism, scope.causal, scope, cross=context is not x)
-            plan = mechanism.plan(q, k, scope)
+            by_rows = mechanism.plan_by_rows(q, k, scope) if second else None
+            plan = mechanism.plan(q, k, scope) if by_rows is None else by_rows.of_others
             if self.training:
                 for name, loss in mechanism.losses(q, k, scope).items():
                     losses[name] = losses[name] + loss if name in losses else loss
             if gathering:
                 mechanism.observe(q.detach(), k.detach(), scope)
-            if q_turn is not None and k_turn is not None:
-                q, k = rotate(q, q_turn), rotate(k, k_turn)
-            output, kernel = run_output(plan, q, k, v, scope, self._score_of(i))
+            output, kernel = self._run(i, plan, (q, k, v), scope, (q_turn, k_turn))
+            if by_rows is not None:
+                marked, other = self._run(i, by_rows.of_marked, second[i][1:], scope, (q_turn, k_turn))
+                output = torch.where(by_rows.marked[:, None, :, None], marked, output)
+                kernel = "+".join(sorted({kernel, other}))
             outputs.append(output)
             kernels.append(kernel)
         heads = F.dropout(torch.cat(outputs, 1), self.options.dropout, self.training)
         return AttentionResult(self.merge(heads), losses, tuple(kernels))
 
-    def _split(self, x: Tensor, context: Tensor) -> list[tuple[Mechanism, Tensor, Tensor, Tensor]]:
+    def _run(
+        self, i: int, plan: Plan, qkv: Qkv, scope: Scope, turns: tuple[Rotation | None, Rotation | None]
+    ) -> tuple[Tensor, str]:
+        """The output of the i-th mechanism's plan and the kernel that ran; q and k are rotated here."""
+        q, k, v = qkv
+        q_turn, k_turn = turns
+        if q_turn is not None and k_turn is not None:
+            q, k = rotate(q, q_turn), rotate(k, k_turn)
+        return run_output(plan, q, k, v, scope, self._score_of(i))
+
+    def _split(
+        self, x: Tensor, context: Tensor, project: Callable[[Tensor, Tensor], Qkv]
+    ) -> list[tuple[Mechanism, Tensor, Tensor, Tensor]]:
         """The mechanisms with their heads of q, k, v."""
         require(
             x.dim() == 3 and x.shape[-1] == self.sizes.dim,
             f"attention: x must have shape [batch, tokens, {self.sizes.dim}], got {tuple(x.shape)}; "
             "check dim",
         )
-        q, k, v = self.project(x, context)
+        q, k, v = project(x, context)
         parts = []
         for mechanism, q_part, k_part, v_part in zip(
             self._mechanisms(),
@@ -276,6 +298,17 @@ def bind_mechanisms(
     for mechanism, share in shares:
         mechanism.bind(Shape(share, max(1, share * kv_heads // sizes.heads), sizes.head_dim), generator)
     return shares
+
+
+def _check_second(project: Projection, mechanisms: list[Mechanism], causal: bool) -> None:
+    """Refuse a second set of q, k, v where no rows are marked for it."""
+    others = [mechanism.card.name for mechanism in mechanisms if not mechanism.marks_rows]
+    require(
+        not causal and not others,
+        f"{project.card.name}: needs causal=False and mechanisms that mark rows, got causal={causal}"
+        + (f" and {', '.join(others)} without any" if others else "")
+        + '; use "longformer(global_tokens=1)" for example, or another projection',
+    )
 
 
 def _in_backward() -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mapformers.core.card import Card
 from mapformers.core.errors import require
-from mapformers.core.plans import Plan
+from mapformers.core.plans import ByRows, Plan
 from mapformers.core.scope import Scope
 
 
@@ -52,6 +52,11 @@ class Mechanism(nn.Module):
         """Whether queries serve as keys."""
         return False
 
+    @property
+    def marks_rows(self) -> bool:
+        """Whether `plan_by_rows` is defined: some queries may have projections of their own."""
+        return False
+
     def check_causal(self, causal: bool) -> None:
         """Refuse a setting of `causal` that this configuration cannot honour strictly."""
 
@@ -80,6 +85,13 @@ class Mechanism(nn.Module):
     def plan(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
         """Who sees whom. q [B, H, N, D] and k [B, H, M, D] before rotation; kernels see them rotated."""
         raise NotImplementedError(f"{type(self).__name__} must define plan(q, k, scope)")
+
+    def plan_by_rows(self, q: Tensor, k: Tensor, scope: Scope) -> ByRows:
+        """The same as two plans, where `marks_rows`. q and k are those of the first set.
+
+        Asked for only when the projection has a second set.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define plan_by_rows(q, k, scope)")
 
     def dense_weights(self, q: Tensor, k: Tensor, scope: Scope) -> Tensor:
         """[B, H, N, M] the definition, read straight off the formula. Slow: for tests and pictures."""

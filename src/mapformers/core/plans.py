@@ -132,3 +132,17 @@ class Union:
 
 
 Plan = Dense | Windows | Groups | Features | Union
+
+
+@dataclass(frozen=True)
+class ByRows:
+    """Two plans for one call whose rows have two sets of q, k, v: together they are the mechanism's plan.
+
+    marked     [B, N] bool, the queries of the second set
+    of_marked  shows them their keys, and the other queries nothing
+    of_others  the other way round, with the first set
+    """
+
+    marked: Tensor
+    of_marked: Plan
+    of_others: Plan

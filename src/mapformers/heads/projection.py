@@ -45,10 +45,15 @@ class Projection(nn.Module):
     card: ClassVar[Card]
     Config: ClassVar[type]
     kv_heads: int
+    has_second: ClassVar[bool] = False  # a second set of q, k, v for the rows that the mechanism marks
 
     def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, N, dim] and context [B, M, dim] to q, k, v."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x, context)")
+
+    def second(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The second set, where `has_second`."""
+        raise NotImplementedError(f"{type(self).__name__} must define second(x, context)")
 
 
 class GroupedQuery(Projection):
