@@ -20,7 +20,7 @@ from mapformers.kernels.native.call import DistanceTable
 from mapformers.kernels.native.library import takes
 from mapformers.kernels.native.op import distance_table, native_range_attend
 from mapformers.kernels.ranges import range_attend
-from mapformers.kernels.windows import ranges_of
+from mapformers.kernels.windows import for_heads, ranges_of
 
 
 def run(
@@ -68,7 +68,7 @@ def _union(plan: Union, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: Sc
     mass = functools.reduce(torch.logaddexp, masses) if masses else None
     parts = [part for part in plan.parts if not is_mass(part)]
     if len(parts) == 1 and isinstance(parts[0], Windows):
-        ranges = ranges_of(parts[0], scope, q.shape[2], k.shape[2], q.device)
+        ranges = _normal_form(parts[0], q, k, scope)
         return _ranges(replace(ranges, mass=mass), q, k, v, scope, score)
     return merge([run(part, q, k, v, scope, score) for part in parts], mass)
 
@@ -77,8 +77,11 @@ def window_attend(
     plan: Windows, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None = None
 ) -> Attended:
     """The Windows plan through its normal form."""
-    ranges = ranges_of(plan, scope, q.shape[2], k.shape[2], q.device)
-    return _ranges(ranges, q, k, v, scope, score)
+    return _ranges(_normal_form(plan, q, k, scope), q, k, v, scope, score)
+
+
+def _normal_form(plan: Windows, q: Tensor, k: Tensor, scope: Scope) -> Ranges:
+    return ranges_of(for_heads(plan, q.shape[1]), scope, q.shape[2], k.shape[2], q.device)
 
 
 def _ranges(

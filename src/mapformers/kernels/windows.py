@@ -13,19 +13,28 @@ from mapformers.core.plans import Ranges, Windows
 from mapformers.core.scope import Scope
 
 
+def for_heads(plan: Windows, heads: int) -> Windows:
+    """The plan with what it says of shared key/value heads repeated for each of their query heads."""
+
+    def repeated(x: Tensor | None) -> Tensor | None:
+        shared = x is not None and 1 < x.shape[1] < heads
+        return x.repeat_interleave(heads // x.shape[1], 1) if shared and x is not None else x
+
+    return replace(plan, key_segment=repeated(plan.key_segment), key_is_seen=repeated(plan.key_is_seen))
+
+
 def ranges_of(plan: Windows, scope: Scope, n: int, m: int, device: torch.device) -> Ranges:
     """The normal form of `plan` for n queries and m keys. Its tensors have size 1 in B or H where all
-    agree.
+    agree. With query_segment=None, a plan for shared key/value heads goes through `for_heads` first.
     """
     _check(plan, scope)
+    plan = plan if plan.query_segment is None else for_heads(plan, plan.query_segment.shape[1])
     unordered = plan.query_segment is None and plan.key_segment is None
     unordered = unordered and plan.key_is_seen is None
     if unordered and scope.key_is_real is None and scope.segments is None:
         return _plain_band(plan, scope, n, m, device)
     query_segment = _copies(plan.query_segment, n, device)  # [B, H, N, r]
     key_segment = _copies(plan.key_segment, m, device)  # [B, H, M, r']
-    if 1 < key_segment.shape[1] < query_segment.shape[1]:  # key/value heads are shared
-        key_segment = key_segment.repeat_interleave(query_segment.shape[1] // key_segment.shape[1], 1)
     segments = 1 + max(int(query_segment.max()), int(key_segment.max()), 0)
     query_outside, key_outside = query_segment < 0, key_segment < 0
     documents = scope.documents_of_keys()
@@ -75,8 +84,6 @@ def _only_seen(ranges: Ranges, key_is_seen: Tensor) -> Ranges:
     """The same ranges over the keys with key_is_seen [B, G, M] alone: the others go behind them all."""
     assert ranges.key_order is not None
     order = ranges.key_order
-    if 1 < key_is_seen.shape[1] < order.shape[1]:  # key/value heads are shared
-        key_is_seen = key_is_seen.repeat_interleave(order.shape[1] // key_is_seen.shape[1], 1)
     rows = torch.broadcast_shapes(order.shape[:2], key_is_seen.shape[:2])  # B, H
     order, start, end = (x.expand(*rows, *x.shape[2:]) for x in (order, ranges.start, ranges.end))
     seen = key_is_seen.expand(*rows, -1).gather(2, order // ranges.key_copies)
