@@ -36,9 +36,11 @@ def test_no_access_outside_and_nothing_undefined(tmp_path: Path) -> None:
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaks at exit
         "OMP_NUM_THREADS": "2",
     }
+    # -s: what the sanitizers report goes to standard error, not into pytest's keeping
+    options = ["-q", "-s", "-p", "no:cacheprovider", "-m", "not slow"]
     tests = ["tests/kernels/test_native.py", "tests/kernels/test_nearest.py"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests],
+        [sys.executable, "-m", "pytest", *options, *tests],
         cwd=ROOT,
         env=environment,
         capture_output=True,

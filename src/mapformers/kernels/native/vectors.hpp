@@ -43,7 +43,8 @@ struct Lanes {
     typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> Int;
     typedef T vec __attribute__((vector_size(BYTES)));
     typedef Int ivec __attribute__((vector_size(BYTES)));
-    typedef T loose __attribute__((vector_size(BYTES), aligned(alignof(T)), may_alias));
+    // Pairs of bfloat16 are read as floats from rows that may begin at any even address.
+    typedef T loose __attribute__((vector_size(BYTES), aligned(alignof(bfloat16)), may_alias));
     static vec load(const T *p) { return *reinterpret_cast<const loose *>(p); }
     static void store(T *p, vec x) { *reinterpret_cast<loose *>(p) = x; }
     static vec all(T x) { return vec{} + x; }
@@ -95,6 +96,7 @@ template <class T, class U>
 struct Product {
     using L = Lanes<T>;
     static typename L::vec load(const T *p) { return L::load(p); }
+    static T one(const T *p) { return *p; }
     static typename L::vec add(typename L::vec sum, typename L::vec x, T y) { return sum + x * y; }
 };
 template <class T, class S>
@@ -108,6 +110,11 @@ template <>
 struct Product<float, Pair> {
     using L = Lanes<float>;
     static L::ivec load(const Pair *p) { return (L::ivec)L::load(reinterpret_cast<const float *>(p)); }
+    static Pair one(const Pair *p) {  // whose address need only be even
+        Pair pair;
+        std::memcpy(&pair, p, sizeof pair);
+        return pair;
+    }
     static L::vec add(L::vec sum, L::ivec x, Pair y) {
         return (L::vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32(y));
     }
@@ -191,7 +198,7 @@ inline void scores(const U *const *k, const U *qt, int dim, T factor, T *to) {
         for (int n = 0; n < NV; n++) x[n] = P::load(qt + d * L::ROWS + n * L::W);
 #pragma GCC unroll 16
         for (int j = 0; j < NK; j++) {
-            const U y = k[j][d];
+            const U y = P::one(k[j] + d);
 #pragma GCC unroll 4
             for (int n = 0; n < NV; n++) sum[j][n] = P::add(sum[j][n], x[n], y);
         }
