@@ -105,10 +105,12 @@ def block(
     *,
     causal: bool = False,
     rotary: bool = False,
+    head_dim: int | None = None,
     seed: int | torch.Generator = 0,
 ) -> Block:
     """A block by its spec, for example "luna(length=16)" or "transformer(attention='band(window=64)')".
 
+    head_dim   size of a head; default dim / heads
     Raises MapformersError for unknown names and options.
     """
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
@@ -117,10 +119,19 @@ def block(
     entry = find(BLOCKS, parts[0].name, "block")
     config = make_config(entry, parts[0].options)
 
-    def attend(inner: str) -> MultiHeadAttention:
-        return attention(inner, dim, heads, causal=causal, rotary=rotary, seed=generator)
+    def attend(inner: str, project: str | None = None) -> MultiHeadAttention:
+        return attention(
+            inner,
+            dim,
+            heads,
+            causal=causal,
+            rotary=rotary,
+            head_dim=head_dim,
+            project=project,
+            seed=generator,
+        )
 
-    site = Site(dim, heads, causal, rotary, generator, attend)
+    site = Site(dim, heads, causal, rotary, generator, attend, head_dim)
     made: Block = entry.build(config, site)  # type: ignore[attr-defined]
     return made
 

@@ -2,14 +2,20 @@
 
 from mapformers.blocks.axial_image import AxialImageBlock
 from mapformers.blocks.binary_tree import BinaryTreeBlock
+from mapformers.blocks.etc import EtcBlock
 from mapformers.blocks.luna import LunaBlock
+from mapformers.blocks.reversible import ReversibleBlock
+from mapformers.blocks.star import StarBlock
 from mapformers.blocks.transformer import TransformerBlock
 from mapformers.core.card import Card
 from mapformers.core.errors import require_known
 from mapformers.heads.local_global import LocalGlobal
 from mapformers.heads.merging import Concatenate
 from mapformers.heads.projection import GroupedQuery, MultiHead
+from mapformers.heads.shared_qk import SharedQK
 from mapformers.mechanisms.compressed.linformer import Linformer
+from mapformers.mechanisms.content.moba import Moba
+from mapformers.mechanisms.content.reformer import Reformer
 from mapformers.mechanisms.content.routing import Routing
 from mapformers.mechanisms.linear.linear import Linear
 from mapformers.mechanisms.sparse.axial import Axial
@@ -39,14 +45,24 @@ MECHANISMS = (
     SparseTransformer,
     Axial,
     ImageLocal,
+    Reformer,
     Routing,
+    Moba,
     Linear,
     Linformer,
 )
 SCORES = (Alibi,)
-PROJECTIONS = (MultiHead, GroupedQuery, LocalGlobal)
+PROJECTIONS = (MultiHead, GroupedQuery, LocalGlobal, SharedQK)
 MERGES = (Concatenate,)
-BLOCKS = (TransformerBlock, BinaryTreeBlock, AxialImageBlock, LunaBlock)
+BLOCKS = (
+    TransformerBlock,
+    StarBlock,
+    EtcBlock,
+    BinaryTreeBlock,
+    AxialImageBlock,
+    ReversibleBlock,
+    LunaBlock,
+)
 
 CATALOG: tuple[type, ...] = MECHANISMS + SCORES + PROJECTIONS + MERGES + BLOCKS
 

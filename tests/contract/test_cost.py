@@ -18,7 +18,9 @@ MOST = 4.0
 # By growth; long enough that borders do not count.
 LENGTHS = {1.0: (2048, 8192), 2.0: (256, 1024)}
 PATTERNS = [
-    (text, causal) for text, causal in cases.with_directions() if "routing" not in text and "lin" not in text
+    (text, causal)
+    for text, causal in cases.with_directions()
+    if not cases.by_content(text) and "lin" not in text
 ]
 SPECS = [
     (*cases.COSTS[name], causal)
@@ -66,7 +68,7 @@ def test_counted_flops_lie_close_above_the_cost(text: str, rule: str, growth: fl
     assert abs(exponent(*counts, 4) - growth) < 0.1, counts
 
 
-@pytest.mark.parametrize("text", [t for t in cases.SPECS["routing"] if "paper" not in t])
+@pytest.mark.parametrize("text", [t for t in cases.ALL if cases.by_content(t) and "paper" not in t])
 def test_the_cost_of_data_dependent_patterns_is_a_bound(text: str) -> None:
     for causal in (False, True):
         for n in (1, 17, 131):

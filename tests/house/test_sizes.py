@@ -21,6 +21,7 @@ FACE = "the public face: its names are fixed, all but the first by keyword"
 EXCEPTIONS: dict[tuple[str, str, str], str] = {
     ("audit.py", "audit", "parameters"): FACE,
     ("build.py", "attention", "parameters"): FACE,
+    ("build.py", "block", "parameters"): FACE,
     ("cli/run_commands.py", "train", "parameters"): "one for each option of the command",
     ("functional.py", "attend", "parameters"): FACE,
     ("functional.py", "dense_weights", "parameters"): FACE,

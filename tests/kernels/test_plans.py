@@ -10,6 +10,7 @@ from mapformers.core.plans import Dense, Features, Groups, Plan, Union, Windows
 from mapformers.core.scope import Scope
 from mapformers.kernels import dense
 from mapformers.kernels.features import CHUNK
+from mapformers.kernels.own_key import is_own_key
 from mapformers.kernels.run import run, run_output
 from tests.contract.measure import flops
 from tests.tolerances import assert_close
@@ -183,3 +184,36 @@ def test_rows_that_see_nothing_are_zero(plan: Plan, qkv: tuple) -> None:
 def test_looking_ahead_under_a_causal_scope_is_refused(qkv: tuple) -> None:
     with pytest.raises(MapformersError, match="windows: after must be 0 under a causal scope"):
         run(Windows(before=2, after=1), *qkv, Scope(causal=True))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_part_of_own_keys_needs_no_kernel(
+    causal: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Own keys far below the others, grouped heads: the short cut equals the general way, and is taken."""
+    q = torch.randn(B, 4, N, D, generator=generator, dtype=torch.float64).requires_grad_()
+    k, v = (torch.randn(B, 2, N, D, generator=generator, dtype=torch.float64).requires_grad_() for _ in "kv")
+    below = torch.full((1, 1, N, 1), -3.0, dtype=torch.float64)
+    plan = Union((Windows(before=4, skip=1), Windows(before=1, log_weight=below)))
+    seen = []
+    for taken in (True, False):
+        if not taken:
+            monkeypatch.setattr("mapformers.kernels.run.is_own_key", lambda *_: False)
+        attended = run(plan, q, k, v, Scope(causal=causal))
+        seen.append((attended.output, attended.lse))
+        seen[-1] += torch.autograd.grad(attended.output.square().sum() + attended.lse.sum(), (q, k, v))
+        assert attended.kernel in ("native", "torch")
+    for short, general in zip(*seen, strict=True):
+        assert_close(short, general, "parity")
+
+
+def test_own_keys_with_padding_go_the_general_way() -> None:
+    """Behind padding, one key back is not the own one."""
+    q = torch.zeros(1, 1, 3, D)
+    real = torch.tensor([[True, False, True]])
+    plan = Windows(before=1)
+    assert is_own_key(plan, Scope(causal=True), None, q, q)
+    assert not is_own_key(plan, Scope(causal=True, key_is_real=real), None, q, q)
+    assert not is_own_key(plan, Scope(causal=True, query_start=1), None, q[:, :, 1:], q)
+    assert not is_own_key(Windows(before=1, skip=1), Scope(causal=True), None, q, q)
+    assert not is_own_key(Windows(before=2), Scope(causal=True), None, q, q)

@@ -31,7 +31,7 @@ def built(text: str) -> Mechanism:
         for place, parameter in enumerate(made.parameters()):
             parameter.copy_(numbers(tuple(parameter.shape), 1000 * (place + 1)))
         for name, buffer in made.named_buffers():
-            if name.endswith("centroids"):
+            if name.endswith(("centroids", "rotations")):
                 buffer.copy_(torch.nn.functional.normalize(numbers(tuple(buffer.shape), 77), dim=-1))
     return made
 

@@ -3,9 +3,12 @@
 from tests.mutation.compound_mutants import COMPOUND_MUTANTS
 from tests.mutation.image_tree_mutants import IMAGE_TREE_MUTANTS
 from tests.mutation.kmeans_mutants import KMEANS_MUTANTS
+from tests.mutation.moba_mutants import MOBA_MUTANTS
 from tests.mutation.mutant import Mutant
 from tests.mutation.native_mutants import NATIVE_MUTANTS
 from tests.mutation.position_mutants import POSITION_MUTANTS
+from tests.mutation.reformer_mutants import REFORMER_MUTANTS
+from tests.mutation.star_etc_mutants import STAR_ETC_MUTANTS
 
 CONTRACT = "tests/contract/"
 
@@ -343,4 +346,7 @@ MUTANTS = (
     + IMAGE_TREE_MUTANTS
     + POSITION_MUTANTS
     + COMPOUND_MUTANTS
+    + MOBA_MUTANTS
+    + REFORMER_MUTANTS
+    + STAR_ETC_MUTANTS
 )

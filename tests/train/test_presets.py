@@ -11,7 +11,14 @@ from mapformers.train.models import config_of, decodes, parameter_count
 from mapformers.train.presets import Preset, at_stage, load_preset, override, preset_from, preset_names
 
 ROUTING = ("routing-enwik8", "routing-imagenet64", "routing-pg19", "routing-wikitext103")
-PUBLISHED = ("axial-imagenet64", "bp-enwik8", "longformer-text8", *ROUTING, "sparse-enwik8")
+PUBLISHED = (
+    "axial-imagenet64",
+    "bp-enwik8",
+    "longformer-text8",
+    "reformer-enwik8",
+    *ROUTING,
+    "sparse-enwik8",
+)
 
 
 def test_the_presets_there_are() -> None:
@@ -39,6 +46,7 @@ def test_published_presets_state_their_deviations(name: str) -> None:
     [
         ("bp-enwik8", 12, (512, None, 8), 8192),
         ("longformer-text8", 12, (512, 2048, 8), 2048),
+        ("reformer-enwik8", 12, (768, None, 8), 65536),
         ("sparse-enwik8", 30, (512, 2048, 8), 12288),
         ("routing-enwik8", 12, (1024, 3072, 8), 8192),
         ("routing-wikitext103", 14, (1024, 3072, 16), 4096),

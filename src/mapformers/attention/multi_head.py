@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mapformers.attention.choices import Choices
 from mapformers.attention.rotary import Rotation, rotate, rotation
 from mapformers.attention.state import Inputs, PlanState, step_mechanism
 from mapformers.core.errors import require
@@ -155,9 +156,13 @@ class MultiHeadAttention(nn.Module):
         key_is_real: Tensor | None = None,
         segments: Tensor | None = None,
         positions: Tensor | None = None,
+        choices: Choices | None = None,
     ) -> AttentionResult:
-        """Self-attention like `forward`, with the auxiliary losses beside the output."""
-        return self._attend(x, x, Scope.of(self.options.causal, key_is_real, segments, positions))
+        """Self-attention like `forward`, with the auxiliary losses beside the output.
+
+        choices keeps the plans of this call, or brings those of an earlier one.
+        """
+        return self._attend(x, x, Scope.of(self.options.causal, key_is_real, segments, positions), choices)
 
     def init_state(self, batch_size: int = 1) -> AttentionState:
         """An empty decode state. Raises MapformersError where the layer cannot decode exactly."""
@@ -218,7 +223,9 @@ class MultiHeadAttention(nn.Module):
             numbers = {**mechanism.telemetry(), **numbers}
         return numbers
 
-    def _attend(self, x: Tensor, context: Tensor, scope: Scope) -> AttentionResult:
+    def _attend(
+        self, x: Tensor, context: Tensor, scope: Scope, choices: Choices | None = None
+    ) -> AttentionResult:
         scope.check(x.shape[0], x.shape[1], context.shape[1])
         outputs: list[Tensor] = []
         kernels: list[str] = []
@@ -232,6 +239,7 @@ class MultiHeadAttention(nn.Module):
             check_supports(mechanism, scope.causal, scope, cross=context is not x)
             by_rows = mechanism.plan_by_rows(q, k, scope) if second else None
             plan = mechanism.plan(q, k, scope) if by_rows is None else by_rows.of_others
+            plan = plan if choices is None else choices.settle(plan)
             if self.training:
                 for name, loss in mechanism.losses(q, k, scope).items():
                     losses[name] = losses[name] + loss if name in losses else loss

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from mapformers.attention.multi_head import MultiHeadAttention
 from mapformers.core.card import Card
 from mapformers.core.carry import Carry
-from mapformers.core.errors import MapformersError
+from mapformers.core.errors import MapformersError, require
+from mapformers.heads.projection import Sizes
 
 
 @dataclass(frozen=True)
 class Site:
     """Where a block will stand: what `Block.build` makes it from.
 
-    attention  makes the multi-head attention of a spec with these sizes, causality and positions
+    attention  makes the multi-head attention of a spec with these sizes, causality and positions; a second
+               argument is the spec of its projection
     """
 
     dim: int
@@ -27,7 +29,16 @@ class Site:
     causal: bool
     rotary: bool
     generator: torch.Generator
-    attention: Callable[[str], MultiHeadAttention]
+    attention: Callable[..., MultiHeadAttention]
+    head_dim: int | None = None
+
+    def sizes(self, name: str) -> Sizes:
+        """For a block with projections of its own; heads of dim / heads where no head_dim is given."""
+        require(
+            self.head_dim is not None or self.dim % self.heads == 0,
+            f"{name}: heads must divide dim={self.dim}, got {self.heads}; choose another number",
+        )
+        return Sizes(self.dim, self.heads, self.head_dim or self.dim // self.heads)
 
 
 class Block(nn.Module):

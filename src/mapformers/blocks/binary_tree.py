@@ -95,11 +95,7 @@ class BinaryTreeBlock(Block):
             not site.rotary,
             "binary_tree: rotary is not supported, got rotary=True; its edges know their distance",
         )
-        require(
-            site.dim % site.heads == 0,
-            f"binary_tree: heads must divide dim={site.dim}, got {site.heads}; choose another number",
-        )
-        return cls(config, Sizes(site.dim, site.heads, site.dim // site.heads), site.causal, site.generator)
+        return cls(config, site.sizes("binary_tree"), site.causal, site.generator)
 
     def forward(self, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """x [B, N, dim] the leaves; carry.stream [B, spans, dim], or None to begin with spans of zero."""

@@ -12,7 +12,7 @@ class Attended(NamedTuple):
     """output [B, H, N, E] and lse [B, H, N], the log of the sum of exp(score) over the keys seen.
 
     A row that sees nothing has output 0 and lse -inf. kernel names the code that ran: torch, native, flex
-    or varlen; where parts ran on several, joined by "+".
+    or varlen; where parts ran on several, joined by "+"; a part that needs none names none.
     """
 
     output: Tensor
@@ -42,4 +42,4 @@ def merge(parts: Sequence[Attended], mass: Tensor | None = None) -> Attended:
         ),
     )
     lse = (total.log() + top).masked_fill(~seen, float("-inf"))
-    return Attended(output, lse, "+".join(sorted({part.kernel for part in parts})))
+    return Attended(output, lse, "+".join(sorted({part.kernel for part in parts} - {""})))

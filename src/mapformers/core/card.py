@@ -63,6 +63,13 @@ def capabilities(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
+# What follows when every plan is made of Windows under one softmax.
+RANGES = capabilities(
+    *("bidirectional", "causal", "padding", "segments", "decode"),
+    *("grouped", "rotary", "score", "rows_sum_to_one"),
+)
+
+
 def option(default: Any, meaning: str) -> Any:
     """A config field with its default and its meaning, written once."""
     return dataclasses.field(default=default, metadata={"meaning": meaning})

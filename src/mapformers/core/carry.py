@@ -14,16 +14,20 @@ class Carry:
     """The scope of the whole stack, and what one layer leaves for the next.
 
     key_is_real [B, N] bool, segments [B, N] int, positions [B, N] int: as in Scope, the same for all layers
-    stream   second stream of two-stream blocks, [B, L, dim]
-    scores   scores of the layer below, [B, H, N, M]
-    weights  attention weights of the layer below, [B, H, N, M]
-    losses   auxiliary losses by name, scalars, summed over the layers so far
+    stream     second stream of two-stream blocks, [B, L, dim]
+    embedding  x as the first layer got it, [B, N, dim], for blocks that read it in every layer
+    labels     int labels of pairs by name; a block that reads some says which, and what they mean
+    scores     scores of the layer below, [B, H, N, M]
+    weights    attention weights of the layer below, [B, H, N, M]
+    losses     auxiliary losses by name, scalars, summed over the layers so far
     """
 
     key_is_real: Tensor | None = None
     segments: Tensor | None = None
     positions: Tensor | None = None
     stream: Tensor | None = None
+    embedding: Tensor | None = None
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
     scores: Tensor | None = None
     weights: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from mapformers.kernels.groups import group_attend
 from mapformers.kernels.native.call import DistanceTable
 from mapformers.kernels.native.library import takes
 from mapformers.kernels.native.op import distance_table, native_range_attend
+from mapformers.kernels.own_key import is_own_key, own_key_attend
 from mapformers.kernels.ranges import range_attend
 from mapformers.kernels.windows import for_heads, ranges_of
 
@@ -70,7 +71,13 @@ def _union(plan: Union, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: Sc
     if len(parts) == 1 and isinstance(parts[0], Windows):
         ranges = _normal_form(parts[0], q, k, scope)
         return _ranges(replace(ranges, mass=mass), q, k, v, scope, score)
-    return merge([run(part, q, k, v, scope, score) for part in parts], mass)
+    attended = [
+        own_key_attend(part, q, k, v)
+        if isinstance(part, Windows) and is_own_key(part, scope, score, q, k)
+        else run(part, q, k, v, scope, score)
+        for part in parts
+    ]
+    return merge(attended, mass)
 
 
 def window_attend(

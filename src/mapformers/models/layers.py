@@ -27,8 +27,15 @@ def build_block(config: MapformerConfig, layer: dict[str, Any], seed: int) -> Bl
     generator = torch.Generator().manual_seed(seed)
     rotary = layer.get("rotary", config.rotary)
     if "block" in layer:
-        sizes = config.hidden_size, config.num_attention_heads
-        return block(layer["block"], *sizes, causal=config.causal, rotary=rotary, seed=generator)
+        return block(
+            layer["block"],
+            config.hidden_size,
+            config.num_attention_heads,
+            causal=config.causal,
+            rotary=rotary,
+            head_dim=config.head_dim,
+            seed=generator,
+        )
     attended = attention(
         layer["attention"],
         config.hidden_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from transformers.utils.generic import can_return_tuple
 
 from mapformers.attention.multi_head import MultiHeadAttention
 from mapformers.blocks.base import Block
+from mapformers.blocks.reversible import ReversibleBlock
+from mapformers.blocks.reversible_stack import run_reversible
 from mapformers.core.carry import Carry
 from mapformers.core.draw import linear, normal
 from mapformers.core.errors import MapformersError, require
@@ -190,10 +193,7 @@ class MapformerModel(MapformerPreTrainedModel):
         kept: list[Tensor] | None = [x] if output_hidden_states else None
         if past_key_values is None:
             carry = carry_of(x, attention_mask, position_ids, segments)
-            for layer in self.layers:
-                x, carry = layer(x, carry)
-                if kept is not None:
-                    kept.append(x)
+            x, carry = self._through(x, carry, kept)
         else:
             require(
                 segments is None,
@@ -239,6 +239,20 @@ class MapformerModel(MapformerPreTrainedModel):
                 f"model: input_ids must lie in [0, {self.config.vocab_size}), got {int(input_ids.min())} to "
                 f"{int(input_ids.max())}; use the tokenizer the model was made for"
             ) from error
+
+    def _through(self, x: Tensor, carry: Carry, kept: list[Tensor] | None) -> tuple[Tensor, Carry]:
+        """x through all blocks; reversible ones in a row keep no activations, unless all are asked for."""
+        for reversible, layers in groupby(
+            self.layers, lambda layer: isinstance(layer.block, ReversibleBlock)
+        ):
+            if reversible and kept is None:
+                x, carry = run_reversible([layer.block for layer in layers], x, carry)
+                continue
+            for layer in layers:
+                x, carry = layer(x, carry)
+                if kept is not None:
+                    kept.append(x)
+        return x, carry
 
     def _step(self, x: Tensor, carry: Carry, cache: MapformerCache, kept: list[Tensor] | None) -> Tensor:
         """The next tokens through all blocks, each with its own state."""

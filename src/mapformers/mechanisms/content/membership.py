@@ -10,6 +10,7 @@ from torch import Tensor
 from mapformers.core.mechanism import Shape
 from mapformers.core.scope import Scope
 from mapformers.mechanisms.content.kmeans import KMeans, unit_rows
+from mapformers.mechanisms.content.lsh import antipodal
 
 if TYPE_CHECKING:
     from mapformers.mechanisms.content.routing import RoutingConfig
@@ -98,6 +99,5 @@ def first_centroids(config: RoutingConfig, shape: Shape, generator: torch.Genera
     """[G, C, D] random directions until the first update; antipodal pairs for lsh (Andoni et al. 2015)."""
     mu = unit_rows((shape.kv_heads, config.clusters, shape.head_dim), generator)
     if config.membership == "lsh":
-        half = mu[:, : (config.clusters + 1) // 2]
-        mu = torch.cat([half, -half], 1)[:, : config.clusters]
+        mu = antipodal(mu[:, : (config.clusters + 1) // 2])[:, : config.clusters]
     return mu

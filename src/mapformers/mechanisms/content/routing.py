@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import Dense, Plan, Union, Windows
@@ -75,9 +75,7 @@ class Routing(Mechanism):
         formula="softmax over the last `window` keys j <= i with c(k_j) in best_r(q_i); c(x) = argmax x^.mu",
         cost="time O(N C D + N r W D), memory O(N r W)",
         summary="tokens clustered by content; a query sees the latest members of its clusters",
-        supports=capabilities(
-            "bidirectional", "causal", "padding", "segments", "decode", "grouped", "rotary", "score"
-        ),
+        supports=RANGES - {"rows_sum_to_one"},
         options=options_of(RoutingConfig),
     )
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require_known
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import Plan, Windows
@@ -53,17 +53,7 @@ class Axial(Mechanism):
         formula="w[i,j] = softmax_j(q_i.k_j / sqrt(D)) over a row or a column of a grid, j <= i if causal",
         cost="time O(N width D) or O(N height D), memory O(N width) or O(N height)",
         summary="rows or columns of a grid",
-        supports=capabilities(
-            "bidirectional",
-            "causal",
-            "padding",
-            "segments",
-            "decode",
-            "grouped",
-            "rotary",
-            "score",
-            "rows_sum_to_one",
-        ),
+        supports=RANGES,
         options=options_of(AxialConfig),
     )
 

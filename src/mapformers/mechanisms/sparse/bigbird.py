@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import Plan, Union, Windows
@@ -73,9 +73,7 @@ class BigBird(Mechanism):
         cost="time O(N (window + 2 + random) block D), memory O(N (window + 2 + random) block)",
         summary="window, global and random blocks",
         causal="refuses",
-        supports=capabilities(
-            "bidirectional", "padding", "segments", "grouped", "rotary", "score", "rows_sum_to_one"
-        ),
+        supports=RANGES - {"causal", "decode"},
         options=options_of(BigBirdConfig),
     )
 

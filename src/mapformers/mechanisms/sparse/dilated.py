@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import Plan, Windows
@@ -53,17 +53,7 @@ class Dilated(Mechanism):
         formula="w[i,j] = softmax_j(q_i.k_j / sqrt(D)) over |i-j| <= window dilation, (i-j) mod dilation = 0",
         cost="time O(N W D), memory O(N W)",
         summary="sliding window with gaps",
-        supports=capabilities(
-            "bidirectional",
-            "causal",
-            "padding",
-            "segments",
-            "decode",
-            "grouped",
-            "rotary",
-            "score",
-            "rows_sum_to_one",
-        ),
+        supports=RANGES,
         options=options_of(DilatedConfig),
     )
 

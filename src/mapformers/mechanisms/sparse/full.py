@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, options_of
+from mapformers.core.card import RANGES, Card, capabilities, options_of
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import Dense, Plan
 from mapformers.core.scope import Scope
@@ -33,18 +33,7 @@ class Full(Mechanism):
         formula="w[i,j] = softmax_j(q_i.k_j / sqrt(D)), j <= i if causal",
         cost="time O(N M D), memory O(N + M)",
         summary="every query sees every key",
-        supports=capabilities(
-            "bidirectional",
-            "causal",
-            "padding",
-            "segments",
-            "cross",
-            "decode",
-            "grouped",
-            "rotary",
-            "score",
-            "rows_sum_to_one",
-        ),
+        supports=RANGES | capabilities("cross"),
         options=options_of(FullConfig),
     )
 

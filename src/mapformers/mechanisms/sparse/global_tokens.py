@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import Plan, Union, Windows
@@ -47,17 +47,7 @@ class GlobalTokens(Mechanism):
         formula="w[i,j] = softmax_j(q_i.k_j / sqrt(D)) over j < count or i < count, j <= i if causal",
         cost="time O(N count D), memory O(N count)",
         summary="the first tokens see all and are seen by all",
-        supports=capabilities(
-            "bidirectional",
-            "causal",
-            "padding",
-            "segments",
-            "decode",
-            "grouped",
-            "rotary",
-            "score",
-            "rows_sum_to_one",
-        ),
+        supports=RANGES,
         options=options_of(GlobalTokensConfig),
     )
 

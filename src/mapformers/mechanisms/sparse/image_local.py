@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import Plan, Windows
@@ -78,17 +78,7 @@ class ImageLocal(Mechanism):
         formula="w[i,j] = softmax_j(q_i.k_j / sqrt(D)) over the memory of its block, j <= i as generated",
         cost="time O(N M D), memory O(N M), M = pixels of a memory block",
         summary="blocks of an image see themselves and what is around",
-        supports=capabilities(
-            "bidirectional",
-            "causal",
-            "padding",
-            "segments",
-            "decode",
-            "grouped",
-            "rotary",
-            "score",
-            "rows_sum_to_one",
-        ),
+        supports=RANGES,
         options=options_of(ImageLocalConfig),
     )
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import ByRows, Plan, Union, Windows
@@ -57,17 +57,7 @@ class Longformer(Mechanism):
         formula="softmax over i < G, j < G, or |i-j| <= window d and d | i-j; j <= i if causal",
         cost="time O(N (W + G) D), memory O(N (W + G))",
         summary="sliding window and global tokens",
-        supports=capabilities(
-            "bidirectional",
-            "causal",
-            "padding",
-            "segments",
-            "decode",
-            "grouped",
-            "rotary",
-            "score",
-            "rows_sum_to_one",
-        ),
+        supports=RANGES,
         options=options_of(LongformerConfig),
     )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import Plan, Windows
@@ -55,17 +55,7 @@ class RandomKeys(Mechanism):
         formula="w[i,j] = softmax_j(q_i.k_j / sqrt(D)) over j // block in S(head, i // block), |S| = count",
         cost="time O(N count block D), memory O(N count block)",
         summary="random blocks of keys, the same in training, evaluation and decoding",
-        supports=capabilities(
-            "bidirectional",
-            "causal",
-            "padding",
-            "segments",
-            "decode",
-            "grouped",
-            "rotary",
-            "score",
-            "rows_sum_to_one",
-        ),
+        supports=RANGES,
         options=options_of(RandomKeysConfig),
     )
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import Plan, Union, Windows
@@ -68,16 +68,7 @@ class SparseTransformer(Mechanism):
         formula="softmax over A1+A2: {i-l..i}, {l | i-j} (strided); {j//l = i//l}, {j mod l >= l-c} (fixed)",
         cost="time O(N (l + N / l) D) or O(N (l + N c / l) D), memory O(N)",
         summary="near keys, and every stride-th or the last ones of each block; causal only",
-        supports=capabilities(
-            "causal",
-            "padding",
-            "segments",
-            "decode",
-            "grouped",
-            "rotary",
-            "score",
-            "rows_sum_to_one",
-        ),
+        supports=RANGES - {"bidirectional"},
         options=options_of(SparseTransformerConfig),
     )
 

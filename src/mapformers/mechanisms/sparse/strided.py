@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mapformers.core.card import Card, capabilities, option, options_of
+from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import Plan, Windows
@@ -45,17 +45,7 @@ class Strided(Mechanism):
         formula="w[i,j] = softmax_j(q_i.k_j / sqrt(D)) over (i-j) mod stride = 0, j <= i if causal",
         cost="time O(N^2 / stride D), memory O(N)",
         summary="all keys a multiple of the stride away",
-        supports=capabilities(
-            "bidirectional",
-            "causal",
-            "padding",
-            "segments",
-            "decode",
-            "grouped",
-            "rotary",
-            "score",
-            "rows_sum_to_one",
-        ),
+        supports=RANGES,
         options=options_of(StridedConfig),
     )
 

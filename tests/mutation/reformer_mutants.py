@@ -1,0 +1,72 @@
+"""Bugs in the hash buckets of reformer and in the reversible stack."""
+
+from tests.mutation.mutant import Mutant
+
+REFORMER = ("tests/mechanisms/test_reformer.py",)
+REVERSIBLE = ("tests/blocks/test_reversible.py",)
+REFORMER_MUTANTS = (
+    Mutant(
+        "a token sees itself among the others",
+        "mechanisms/content/lsh_buckets.py",
+        "skip=1,",
+        "skip=0,",
+        REFORMER,
+        "by_hand",
+    ),
+    Mutant(
+        "the rounds of hashing share their buckets",
+        "mechanisms/content/lsh_buckets.py",
+        "bucket + buckets * torch.arange(rounds, device=bucket.device)",
+        "bucket + 0 * torch.arange(rounds, device=bucket.device)",
+        ("tests/contract/test_parity.py",),
+        "reformer",
+    ),
+    Mutant(
+        "padding sees a bucket",
+        "mechanisms/content/lsh_buckets.py",
+        "asked.masked_fill(~real[:, None, :, None], -1)",
+        "asked",
+        ("tests/contract/test_padding.py", "tests/contract/test_parity.py"),
+        "reformer",
+    ),
+    Mutant(
+        "own keys as strong as the others",
+        "mechanisms/content/reformer.py",
+        "OWN = -1e5",
+        "OWN = 0.0",
+        REFORMER,
+        "by_hand",
+    ),
+    Mutant(
+        "the short cut for own keys ignores their weight",
+        "kernels/own_key.py",
+        "if plan.log_weight is not None:",
+        "if False:",
+        ("tests/kernels/test_plans.py",),
+        "own_keys",
+    ),
+    Mutant(
+        "the backward chooses again",
+        "blocks/reversible_stack.py",
+        "self.choices.again()",
+        "None",
+        REVERSIBLE,
+        "choices",
+    ),
+    Mutant(
+        "other dropout in the second pass",
+        "blocks/reversible_stack.py",
+        "block.feed(leaf, self.seeds.feed)",
+        "block.feed(leaf)",
+        REVERSIBLE,
+        "gradients",
+    ),
+    Mutant(
+        "the second stream restored from the wrong first one",
+        "blocks/reversible.py",
+        "second = streams.second - self.feed(streams.first)",
+        "second = streams.second - self.feed(streams.second)",
+        REVERSIBLE,
+        "inverse",
+    ),
+)
