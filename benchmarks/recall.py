@@ -3,23 +3,26 @@
 Every row trains the same model (same parameters, data, steps and seeds) with another attention mechanism: 2
 layers, no feed-forward, no positions; input = embedding of the current token + another of the previous one.
 A curriculum, the same for all rows, is a list of stages PAIRSxLENGTH:STEPS that come before the task itself.
-The result is written after every run, so an interrupted study keeps what it has.
+The result is written after every run. Runs that the output holds already, made with the same settings, are
+kept: an interrupted study goes on, and further rows join a table.
 
   python benchmarks/recall.py --pairs 8 --length 64 --steps 1500 --seeds 3
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import dated, summary, write
+from common import command, dated, machine, summary, write
 from torch import Tensor, nn
 
 import mapformers as mf
 from mapformers.core.draw import linear, normal
+from mapformers.core.errors import require
 from mapformers.tasks.recall import Recall, RecallBatch, accuracy
 
 EXAMPLES = 1000  # fresh examples of a final score
@@ -128,7 +131,10 @@ def reach(model: RecallModel, task: Recall) -> dict[str, list[float]]:
     x = model.embed(batch.tokens)
     for norm, layer in zip(model.norms, model.layers, strict=False):
         q, k, _ = layer.project(norm(x), norm(x))
-        weights = mf.dense_weights(layer.mechanisms[0], q, k, causal=True)  # [B, H, N, N]
+        parts = zip(layer.mechanisms, q.split(layer.shares, 1), k.split(layer.shares, 1), strict=True)
+        weights = torch.cat(
+            [mf.dense_weights(one, *qk, causal=True) for one, *qk in parts], 1
+        )  # [B, H, N, N]
         at = batch.place[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[-1])
         sees = weights.gather(2, at) > 0  # [B, H, K, N]
         share = sees.sum(-1) / (batch.place[:, None] + 1)
@@ -152,12 +158,16 @@ def rows_of(options: argparse.Namespace) -> dict[str, str]:
     Those of the sparse family see about as many keys as the routing row does.
     """
     sizes = f"clusters={options.clusters}, window={options.window}"
+    width = round(options.length**0.5)  # of the grid as which the image mechanisms see a text
+    side = width // 4
+    image = f"query_height={side}, query_width={side}, memory_height={side}, memory_width={side}"
     return {
         "full": "full",
         "band": "band(window=8)",
         "routing": f"routing({sizes}{options.extra})",
         "random": f"routing({sizes}, membership=random)",
         "lsh": f"routing({sizes}, membership=lsh)",
+        "global_tokens": "global_tokens(count=8)",
         "block_local": f"block_local(block={options.window})",
         "dilated": f"dilated(window={options.window // 2}, dilation=4)",
         "strided": "strided(stride=8)",
@@ -165,6 +175,8 @@ def rows_of(options: argparse.Namespace) -> dict[str, str]:
         "longformer": "longformer(window=8, global_tokens=8)",
         "sparse_strided": "sparse_transformer(pattern=strided, stride=8)",
         "sparse_fixed": "sparse_transformer(pattern=fixed, stride=8, summary=2)",
+        "axial": f"axial(axis=row, width={width}):2 + axial(axis=column, width={width}):2",
+        "image_local": f"image_local(width={width}, {image})",
         "reformer": f"reformer(buckets={options.clusters}, window={options.window}, rounds=2)",
         "moba": "moba(block=8, top=2)",
     }
@@ -208,23 +220,36 @@ def stages_of(options: argparse.Namespace) -> list[tuple[Recall, int]]:
     return [*stages, (Recall(options.pairs, options.length, vocabulary=options.vocabulary), options.steps)]
 
 
+def rows_held(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The rows of an earlier result with the same settings; none of another one."""
+    if not output.exists():
+        return {}
+    held = json.loads(output.read_text())
+    same = {**held["settings"], "rows": "", "seeds": 0} == {**settings, "rows": "", "seeds": 0}
+    require(same, f"recall: {output} holds rows of other settings; name another --output")
+    rows: dict[str, Any] = held["rows"]
+    return rows
+
+
 def main() -> None:
     options = parse()
     stages, specs = stages_of(options), rows_of(options)
     output = options.output or dated(f"recall-{options.length}-{options.pairs}")
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "verbose")}
-    rows: dict[str, Any] = {}
+    rows = rows_held(output, settings)
     for name in options.rows.split(","):
-        runs: list[dict[str, Any]] = []
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            runs.append(train(specs[name], seed, stages, options))
+        runs: list[dict[str, Any]] = rows.get(name, {}).get("runs", [])
+        for seed in range(options.first_seed + len(runs), options.first_seed + options.seeds):
+            runs.append({**train(specs[name], seed, stages, options), "commit": machine()["commit"]})
             rows[name] = {"spec": specs[name], **summary([run["accuracy"] for run in runs]), "runs": runs}
-            write(output, {"benchmark": "recall", "settings": settings, "rows": rows})
+            settings["rows"] = ",".join(rows)
+            whole = command().replace(options.rows, settings["rows"])  # what makes this table in one go
+            write(output, {"command": whole, "benchmark": "recall", "settings": settings, "rows": rows})
             last = {key: value for key, value in runs[-1].items() if key not in ("curve", "telemetry")}
             print(f"{name:8} {last}", flush=True)
-    print(f"\n{'':8} mean accuracy over seeds (standard error)")
+    print(f"\n{'':14} mean accuracy over seeds (standard error)")
     for name, row in rows.items():
-        print(f"{name:8} {row['mean']:.4f} ({row['standard_error']:.4f})  {row['spec']}")
+        print(f"{name:14} {row['mean']:.4f} ({row['standard_error']:.4f})  {row['spec']}")
     print(f"written to {output}")
 
 

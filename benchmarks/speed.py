@@ -19,86 +19,25 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import common
 import torch
 import torch.nn.functional as F
+from families import BLOCKS, FAMILIES, HEAD_DIM, HEADS, WINDOW, Entry, Run, inputs, mechanisms, runs_of
 
 import mapformers as mf
-from mapformers import spec
-from mapformers.core.mechanism import Mechanism
 from mapformers.kernels.native.library import load, torch_kernels
 
-HEADS, HEAD_DIM, WINDOW = 8, 64, 128
 SDPA = {True: "causal SDPA", False: "bidirectional SDPA"}
 LONGEST_FULL = 16384  # causal SDPA takes half a minute at twice that length
 
 
-class Entry(NamedTuple):
-    """A mechanism and the setting of `causal` under which it is measured."""
-
-    mechanism: Mechanism
-    causal: bool = True
-
-
-def core(n: int) -> dict[str, str]:
-    """Specs at length n; clusters hold about 256 tokens each."""
-    clusters = max(2, n // 256)
-    return {
-        "band": f"band(window={WINDOW})",
-        "routing, 1 cluster per query": f"routing(window={WINDOW}, clusters={clusters}, query_clusters=1)",
-        "routing, 2 clusters per query": f"routing(window={WINDOW}, clusters={clusters})",
-        "linear": "linear",
-    }
-
-
-def sparse(n: int) -> dict[str, str]:
-    """Specs whose queries see about as many keys as the band's, on average; buckets hold about 256 tokens."""
-    buckets = max(2, n // 256)
-    return {
-        "dilated": f"dilated(window={WINDOW}, dilation=2)",
-        "block_local": f"block_local(block={2 * WINDOW})",
-        "strided": "strided(stride=64)",
-        "random": "random(count=2, block=64)",
-        "longformer, 8 globals": f"longformer(window={WINDOW}, global_tokens=8)",
-        "sparse_transformer, strided": "sparse_transformer(pattern=strided, stride=128)",
-        "sparse_transformer, fixed": "sparse_transformer(pattern=fixed, stride=128, summary=8)",
-        "bigbird": "bigbird(block=64, random=3)",
-        "reformer, 1 round": f"reformer(buckets={buckets}, window={WINDOW}, rounds=1)",
-        "reformer, 4 rounds": f"reformer(buckets={buckets}, window={WINDOW}, rounds=4)",
-        "moba": "moba(block=64, top=2)",
-    }
-
-
-FAMILIES = {"core": core, "sparse": sparse}
-family = "core"  # set by --family
-
-
-def mechanisms(n: int) -> dict[str, Entry]:
-    """What is measured at length n: causal where the card allows it."""
-    made = {}
-    for name, text in FAMILIES[family](n).items():
-        (part,) = spec.parse(text)
-        mechanism = mf.mechanism(part.name, **part.options)
-        made[name] = Entry(mechanism, mechanism.card.causal == "strict")
-    return made
-
-
-def inputs(n: int, heads: int = HEADS) -> list[torch.Tensor]:
-    """q, k, v and the gradient of the output."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(1, heads, n, HEAD_DIM, generator=generator) for _ in range(4)]
-    return [x.requires_grad_() for x in tensors[:3]] + tensors[3:]
-
-
-def check(n: int = 300) -> dict[str, float]:
+def check(family: str, n: int = 300) -> dict[str, float]:
     """Largest deviation from the dense definition, float32; raises above 1e-4."""
     q, k, v, _ = inputs(n)
     worst = {}
-    for name, (mechanism, causal) in mechanisms(1024).items():
+    for name, (mechanism, causal) in mechanisms(family, 1024).items():
         with torch.no_grad():
             output = mf.attend(mechanism, q, k, v, causal=causal)
             difference = (output - mf.dense_weights(mechanism, q, k, causal=causal) @ v).abs().max()
@@ -108,24 +47,20 @@ def check(n: int = 300) -> dict[str, float]:
     return worst
 
 
-def runs_of(n: int) -> dict[str, Callable[[], object]]:
-    """One forward + backward each."""
+def sdpa_of(n: int, entries: dict[str, Entry]) -> dict[str, Run]:
+    """Full attention under every setting of `causal` that the entries have."""
     q, k, v, grad = inputs(n)
 
-    def both(attention: Callable[[], torch.Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(attention(), (q, k, v), grad)
+    def both(causal: bool) -> Run:
+        return lambda: torch.autograd.grad(
+            F.scaled_dot_product_attention(q, k, v, is_causal=causal), (q, k, v), grad
+        )
 
-    runs = {}
-    entries = mechanisms(n)
-    for causal, name in SDPA.items():
-        if n <= LONGEST_FULL and any(entry.causal == causal for entry in entries.values()):
-            runs[name] = both(lambda c=causal: F.scaled_dot_product_attention(q, k, v, is_causal=c))
-    for name, entry in entries.items():
-        runs[name] = both(lambda e=entry: mf.attend(e.mechanism, q, k, v, causal=e.causal))
-    return runs
+    wanted = {entry.causal for entry in entries.values()} if n <= LONGEST_FULL else set()
+    return {name: both(causal) for causal, name in SDPA.items() if causal in wanted}
 
 
-def peers_of(n: int) -> dict[str, Callable[[], object]]:
+def peers_of(n: int) -> dict[str, Run]:
     """Two packages on the same q, k, v: window 128, or clusters of 256 tokens, in all heads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -144,12 +79,13 @@ def peers_of(n: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(n: int, rounds: int, peers: bool = False) -> dict[str, dict[str, float]]:
+def measure(family: str, n: int, rounds: int, peers: bool = False) -> dict[str, dict[str, float]]:
     """Seconds, alternated: every round runs every candidate once, each time in another order.
 
     What follows full attention pays for the pages that it gave back, so nothing may follow it always.
     """
-    runs = runs_of(n) | (peers_of(n) if peers else {})
+    entries = mechanisms(family, n)
+    runs = sdpa_of(n, entries) | runs_of(family, n) | (peers_of(n) if peers else {})
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(rounds + 1):
         for name in random.Random(repeat).sample(list(runs), len(runs)):
@@ -158,27 +94,26 @@ def measure(n: int, rounds: int, peers: bool = False) -> dict[str, dict[str, flo
             if repeat:
                 times[name].append(time.perf_counter() - start)
     result = {name: {"min": min(t), "median": statistics.median(t)} for name, t in times.items() if t}
-    entries = mechanisms(n)
     for name in result:
         causal = entries[name].causal if name in entries else name != SDPA[False]
-        if SDPA[causal] in result:
+        if SDPA[causal] in result and name not in BLOCKS[family]:
             result[name]["times_faster"] = result[SDPA[causal]]["min"] / result[name]["min"]
     return result
 
 
-def peak_memory(name: str, n: int, kernel: str) -> float:
+def peak_memory(family: str, name: str, n: int, kernel: str) -> float:
     """MB by which one forward + backward raises the peak of a fresh process."""
     folder = str(common.RESULTS.parent)
     program = f"import sys; sys.path.insert(0, {folder!r}); import speed; "
-    program += f"speed.family = {family!r}; speed.print_peak({name!r}, {n}, {kernel!r})"
+    program += f"speed.print_peak({family!r}, {name!r}, {n}, {kernel!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-def print_peak(name: str, n: int, kernel: str) -> None:
+def print_peak(family: str, name: str, n: int, kernel: str) -> None:
     """Run in the fresh process."""
     with torch_kernels() if kernel == "torch" else contextlib.nullcontext():
-        warm, run = runs_of(256)[name], runs_of(n)[name]
+        warm, run = runs_of(family, 256)[name], runs_of(family, n)[name]
         warm()
         before = _high_water()
         run()
@@ -217,9 +152,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, print, write."""
-    global family
     arguments = parse()
-    family = arguments.family
     if arguments.kernel == "native" and load().library is None:
         raise SystemExit(f"no native kernel: {load().reason}; use --kernel torch")
     with torch_kernels() if arguments.kernel == "torch" else contextlib.nullcontext():
@@ -227,17 +160,18 @@ def main() -> None:
 
 
 def study(arguments: argparse.Namespace) -> None:
-    lengths = [int(x) for x in arguments.lengths.split(",")]
-    deviation = check()
+    lengths, family = [int(x) for x in arguments.lengths.split(",")], arguments.family
+    deviation = check(family)
     results, memory = {}, {}
     for n in lengths:
-        results[n] = measure(n, arguments.rounds, arguments.peers)
-        memory[n] = {name: peak_memory(name, n, arguments.kernel) for name in mechanisms(n)}
+        results[n] = measure(family, n, arguments.rounds, arguments.peers)
+        memory[n] = {name: peak_memory(family, name, n, arguments.kernel) for name in runs_of(family, 256)}
         for name, row in results[n].items():
             faster = f"{row['times_faster']:6.1f}x" if "times_faster" in row else "      -"
             room = f"{memory[n][name]:7.0f} MB" if name in memory[n] else ""
             print(f"n={n:6d}  {name:30s} {row['min'] * 1e3:8.1f} ms {faster} {room}", flush=True)
-    growth = {name: growth_of(name, lengths, results, memory) for name in mechanisms(lengths[0])}
+    growth = {name: growth_of(name, lengths, results, memory) for name in memory[lengths[0]]}
+    crossover = {name: crossover_of(name, results) for name in mechanisms(family, lengths[0])}
     setting = {
         "batch": 1,
         "heads": HEADS,
@@ -257,6 +191,7 @@ def study(arguments: argparse.Namespace) -> None:
             "peak_mb": memory,
             "tensors_mb": tensors,
             "growth": growth,
+            "crossover": crossover,
         },
     )
 
@@ -273,10 +208,30 @@ def growth_of(
         return {}
     exponents = {
         "time": exponent(results[low][name]["min"], results[high][name]["min"], high / low),
-        "memory": exponent(memory[low][name], memory[high][name], high / low),
+        "memory": exponent(max(1.0, memory[low][name]), max(1.0, memory[high][name]), high / low),
     }
     print(f"growth {low} to {high}: {name:30s} time {exponents['time']:.2f} memory {exponents['memory']:.2f}")
     return exponents
+
+
+def crossover_of(name: str, results: dict[int, dict[str, dict[str, float]]]) -> float | None:
+    """The length from which it is faster than full attention, between two measured ones; None = at none.
+
+    0 when it is faster at the shortest one already.
+    """
+    lengths = [n for n in results if "times_faster" in results[n][name]]
+    faster = [results[n][name]["times_faster"] for n in lengths]
+    slower = [i for i, ratio in enumerate(faster) if ratio < 1]
+    found: float | None = 0.0
+    if slower and slower[-1] == len(lengths) - 1:
+        found = None
+    elif slower:
+        i = slower[-1]  # straight between two points of log length and log ratio
+        share = -math.log(faster[i]) / (math.log(faster[i + 1]) - math.log(faster[i]))
+        found = lengths[i] * (lengths[i + 1] / lengths[i]) ** share
+    told = "none" if found is None else f"{found:.0f}" if found else f"below {lengths[0]}" if lengths else "-"
+    print(f"faster than full attention from: {name:30s} {told}")
+    return found
 
 
 if __name__ == "__main__":

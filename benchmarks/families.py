@@ -1,0 +1,101 @@
+"""Which mechanisms speed.py measures, and one forward and backward of each."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+import mapformers as mf
+from mapformers import spec
+from mapformers.core.carry import Carry
+from mapformers.core.mechanism import Mechanism
+
+HEADS, HEAD_DIM, WINDOW = 8, 64, 128
+Run = Callable[[], object]
+
+
+class Entry(NamedTuple):
+    """A mechanism and the setting of `causal` under which it is measured."""
+
+    mechanism: Mechanism
+    causal: bool = True
+
+
+def core(n: int) -> dict[str, str]:
+    """Specs at length n; clusters hold about 256 tokens each."""
+    clusters = max(2, n // 256)
+    return {
+        "band": f"band(window={WINDOW})",
+        "routing, 1 cluster per query": f"routing(window={WINDOW}, clusters={clusters}, query_clusters=1)",
+        "routing, 2 clusters per query": f"routing(window={WINDOW}, clusters={clusters})",
+        "linear": "linear",
+    }
+
+
+def sparse(n: int) -> dict[str, str]:
+    """Specs whose queries see about as many keys as the band's, on average; buckets hold about 256 tokens."""
+    buckets = max(2, n // 256)
+    image = "query_height=8, query_width=8, memory_height=4, memory_width=4"
+    return {
+        "global_tokens": "global_tokens(count=8)",
+        "dilated": f"dilated(window={WINDOW}, dilation=2)",
+        "block_local": f"block_local(block={2 * WINDOW})",
+        "strided": "strided(stride=64)",
+        "random": "random(count=2, block=64)",
+        "longformer, 8 globals": f"longformer(window={WINDOW}, global_tokens=8)",
+        "bigbird": "bigbird(block=64, random=3)",
+        "sparse_transformer, strided": "sparse_transformer(pattern=strided, stride=128)",
+        "sparse_transformer, fixed": "sparse_transformer(pattern=fixed, stride=128, summary=8)",
+        "axial, rows of 128": "axial(axis=row, width=128)",
+        "axial, columns of 128": f"axial(axis=column, width={max(1, n // WINDOW)})",
+        "image_local": f"image_local(width=64, {image})",
+        "reformer, 1 round": f"reformer(buckets={buckets}, window={WINDOW}, rounds=1)",
+        "reformer, 4 rounds": f"reformer(buckets={buckets}, window={WINDOW}, rounds=4)",
+        "moba": "moba(block=64, top=2)",
+    }
+
+
+# Measured with their projections, so beside nothing.
+SPARSE_BLOCKS = {"star": "star", "etc": "etc(radius=64)", "binary_tree": "binary_tree(k=8)"}
+CAUSAL_BLOCKS = ("binary_tree",)
+FAMILIES = {"core": core, "sparse": sparse}
+BLOCKS = {"core": {}, "sparse": SPARSE_BLOCKS}
+
+
+def mechanisms(family: str, n: int) -> dict[str, Entry]:
+    """What is measured at length n: causal where the card allows it."""
+    made = {}
+    for name, text in FAMILIES[family](n).items():
+        (part,) = spec.parse(text)
+        mechanism = mf.mechanism(part.name, **part.options)
+        made[name] = Entry(mechanism, mechanism.card.causal == "strict")
+    return made
+
+
+def inputs(n: int, heads: int = HEADS) -> list[torch.Tensor]:
+    """q, k, v [1, heads, n, HEAD_DIM] and the gradient of the output."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, heads, n, HEAD_DIM, generator=generator) for _ in range(4)]
+    return [x.requires_grad_() for x in tensors[:3]] + tensors[3:]
+
+
+def runs_of(family: str, n: int) -> dict[str, Run]:
+    """One forward and backward of every mechanism and block of the family at length n."""
+    q, k, v, grad = inputs(n)
+
+    def both(entry: Entry) -> Run:
+        return lambda: torch.autograd.grad(
+            mf.attend(entry.mechanism, q, k, v, causal=entry.causal), (q, k, v), grad
+        )
+
+    runs = {name: both(entry) for name, entry in mechanisms(family, n).items()}
+    return runs | {name: _block_run(text, n) for name, text in BLOCKS[family].items()}
+
+
+def _block_run(text: str, n: int) -> Run:
+    dim = HEADS * HEAD_DIM
+    causal = spec.parse(text)[0].name in CAUSAL_BLOCKS
+    block = mf.block(text, dim, HEADS, causal=causal)
+    x = torch.randn(1, n, dim, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    wanted = (x, *block.parameters())
+    return lambda: torch.autograd.grad(block(x, Carry())[0].sum(), wanted, allow_unused=True)
