@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import mapformers
+from mapformers.core.errors import require
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -56,6 +57,20 @@ def write(path: Path, result: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(whole, indent=1) + "\n")
     temporary.replace(path)
+
+
+def rows_held(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The rows of an earlier result with the same settings, which a study goes on with.
+
+    Raises MapformersError when the file holds others. Which rows and how many seeds may differ.
+    """
+    if not path.exists():
+        return {}
+    held = json.loads(path.read_text())
+    same = {**held["settings"], "rows": "", "seeds": 0} == {**settings, "rows": "", "seeds": 0}
+    require(same, f"{path}: holds rows of other settings; name another --output")
+    rows: dict[str, Any] = held["rows"]
+    return rows
 
 
 def summary(values: list[float]) -> dict[str, float]:

@@ -10,19 +10,17 @@ kept: an interrupted study goes on, and further rows join a table.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import command, dated, machine, summary, write
+from common import command, dated, machine, rows_held, summary, write
 from torch import Tensor, nn
 
 import mapformers as mf
 from mapformers.core.draw import linear, normal
-from mapformers.core.errors import require
 from mapformers.tasks.recall import Recall, RecallBatch, accuracy
 
 EXAMPLES = 1000  # fresh examples of a final score
@@ -218,17 +216,6 @@ def stages_of(options: argparse.Namespace) -> list[tuple[Recall, int]]:
         pairs, length = sizes.split("x")
         stages.append((Recall(int(pairs), int(length), vocabulary=options.vocabulary), int(steps)))
     return [*stages, (Recall(options.pairs, options.length, vocabulary=options.vocabulary), options.steps)]
-
-
-def rows_held(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The rows of an earlier result with the same settings; none of another one."""
-    if not output.exists():
-        return {}
-    held = json.loads(output.read_text())
-    same = {**held["settings"], "rows": "", "seeds": 0} == {**settings, "rows": "", "seeds": 0}
-    require(same, f"recall: {output} holds rows of other settings; name another --output")
-    rows: dict[str, Any] = held["rows"]
-    return rows
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from mapformers.heads.projection import GroupedQuery, MultiHead
 from mapformers.heads.shared_qk import SharedQK
 from mapformers.mechanisms.compressed.linformer import Linformer
 from mapformers.mechanisms.content.moba import Moba
+from mapformers.mechanisms.content.nsa import Nsa
 from mapformers.mechanisms.content.reformer import Reformer
 from mapformers.mechanisms.content.routing import Routing
 from mapformers.mechanisms.linear.linear import Linear
@@ -48,6 +49,7 @@ MECHANISMS = (
     Reformer,
     Routing,
     Moba,
+    Nsa,
     Linear,
     Linformer,
 )

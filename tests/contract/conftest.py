@@ -25,6 +25,7 @@ WINDOWED = (
     "reformer",
     "routing",
     "moba",
+    "nsa",
     "axial",
     "image_local",
     "binary_tree",

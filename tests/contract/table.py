@@ -83,6 +83,12 @@ SPECS: dict[str, tuple[str, ...]] = {
         "moba(block=4, top=70)",
         "moba(block=70, top=2)",
     ),
+    "nsa": (
+        "nsa(block=6, top=2, window=5)",
+        "nsa(block=1, top=3, window=0)",
+        "nsa(block=5, top=1, window=70)",
+        "nsa(block=70, top=2, window=4)",
+    ),
     "linear": ("linear",),
     "linformer": ("linformer(rank=4, length=256)",),
 }
@@ -182,6 +188,11 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "allow_selection_leak": ({"membership": "paper", "clusters": 4, "window": 6}, True),
     },
     "moba": {"block": ({"top": 1}, 4), "top": ({"block": 4}, 1)},
+    "nsa": {
+        "block": ({"top": 1, "window": 3}, 4),
+        "top": ({"block": 4, "window": 3}, 1),
+        "window": ({"block": 4, "top": 1}, 3),
+    },
     "alibi": {},
     "multi_head": {},
     "local_global": {},
@@ -260,6 +271,7 @@ COSTS: dict[str, tuple[str, CostRule, float]] = {  # spec, rule, growth of the F
     "reformer": ("reformer(buckets=4, window=256)", "bound", 1.0),
     "routing": ("routing(clusters=4, window=128)", "bound", 1.0),
     "moba": ("moba(block=128, top=1)", "bound", 1.0),
+    "nsa": ("nsa(block=128, top=2, window=256)", "bound", 1.0),
     "linear": ("linear", "counted", 1.0),
     "linformer": ("linformer(rank=16, length=8192)", "counted", 1.0),
 }

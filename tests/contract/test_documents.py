@@ -74,6 +74,8 @@ def test_grouped_heads_equal_repeated_heads(text: str) -> None:
     """Random segments differ by key/value head, so they have no repeated form."""
     if "share_qk=true" in text:
         pytest.skip("shared queries and keys have as many heads as each other")
+    if text.startswith("nsa"):
+        pytest.skip("blocks are chosen by all query heads of a key/value head, so grouping is a choice")
     generator = torch.Generator().manual_seed(5)
     for kv_heads in (1, 2):
         grouped = cases.bound(text, generator, kv_heads)

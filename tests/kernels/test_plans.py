@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mapformers.core.attended import Attended, merge
 from mapformers.core.errors import MapformersError
-from mapformers.core.plans import Dense, Features, Groups, Plan, Union, Windows
+from mapformers.core.plans import Dense, Features, Groups, Plan, Pooled, Union, WeightedSum, Windows
 from mapformers.core.scope import Scope
 from mapformers.kernels import dense
 from mapformers.kernels.features import CHUNK
@@ -217,3 +217,46 @@ def test_own_keys_with_padding_go_the_general_way() -> None:
     assert not is_own_key(plan, Scope(causal=True, query_start=1), None, q[:, :, 1:], q)
     assert not is_own_key(Windows(before=1, skip=1), Scope(causal=True), None, q, q)
     assert not is_own_key(Windows(before=2), Scope(causal=True), None, q, q)
+
+
+def pooled_plan() -> Pooled:
+    """Five rows; every seventh key lies in none; the queries of row 1 see less than those of row 0."""
+    index = torch.arange(N)
+    generator = torch.Generator().manual_seed(2)
+    row = torch.where(index % 7 == 3, -1, index % 5).expand(B, N)
+    weights = torch.randn(2, B, H, N, generator=generator, dtype=torch.float64)
+    end = torch.stack([1 + index // 16, index // 32])
+    return Pooled(row, *weights, start=index.expand(B, N) // 40, end=end, count=5)
+
+
+def test_pooled_rows_are_sums_of_keys(qkv: tuple) -> None:
+    q, k, v = qkv
+    plan = pooled_plan()
+    rows = (plan.row[:, None] == torch.arange(5)[:, None]).double()[:, None]  # [B, 1, S, M]
+    mean_k, mean_v = (rows @ (w.unsqueeze(-1) * x) for w, x in ((plan.key_weight, k), (plan.value_weight, v)))
+    place = torch.arange(5)
+    allowed = (place >= plan.start[..., None]) & (place < plan.end[..., None])  # [B, N, S]
+    attended = run(plan, q, k, v, Scope(causal=True))
+    output, lse = softmax_of(q, mean_k, mean_v, allowed[:, None].expand(B, H, N, 5))
+    assert_close(attended.output, output, "parity")
+    assert_close(attended.lse, lse, "parity")
+    fast = torch.autograd.grad(attended.output.square().sum(), qkv)
+    for a, b in zip(fast, torch.autograd.grad(output.square().sum(), qkv), strict=True):
+        assert_close(a, b, "gradient")
+
+
+def test_a_weighted_sum_has_a_softmax_for_each_part(qkv: tuple) -> None:
+    q, k, v = qkv
+    scope = Scope(causal=True)
+    parts = (Windows(before=3), Dense(), pooled_plan())
+    weights = torch.linspace(-1, 2, B * H * N * 3, dtype=torch.float64).view(B, H, N, 3)
+    attended = run(WeightedSum(parts, weights), q, k, v, scope)
+    alone = torch.stack([run(part, q, k, v, scope).output for part in parts], -2)
+    assert_close(attended.output, (weights.unsqueeze(-1) * alone).sum(-2), "rounding")
+    assert attended.lse.isnan().all()
+
+
+def test_a_weighted_sum_is_no_part_of_a_union(qkv: tuple) -> None:
+    part = WeightedSum((Windows(before=3),), torch.ones(B, H, N, 1, dtype=torch.float64))
+    with pytest.raises(MapformersError, match="union: a part must have a log-sum-exp"):
+        run(Union((Windows(before=1), part)), *qkv, Scope(causal=True))

@@ -1,4 +1,4 @@
-"""Bugs in the choice of blocks."""
+"""Bugs in the choice of blocks and in what is pooled over them."""
 
 from tests.mutation.mutant import Mutant
 
@@ -23,17 +23,41 @@ MOBA_MUTANTS = (
     Mutant(
         "means count padding",
         "mechanisms/content/blocks.py",
-        "torch.where(real[:, None, :, None], k.double(), 0.0)",
-        "k.double()",
+        "self.own if key_is_real is None else self.own.masked_fill(~key_is_real, -1)",
+        "self.own",
         ("tests/contract/test_padding.py",),
         "moba",
     ),
     Mutant(
         "the sum of a block instead of its mean",
         "mechanisms/content/blocks.py",
-        "return total / count.clamp(min=1)[:, None, :, None]",
+        "return total / count.clamp(min=1)",
         "return total",
         ("tests/contract/test_parity.py",),
         "moba",
+    ),
+    Mutant(
+        "the compressed branch sees its own block before it is complete",
+        "mechanisms/content/nsa.py",
+        "end = (mine.own + whole.long()).cummax(1).values",
+        "end = mine.own + 1",
+        ("tests/contract/test_causality.py", "tests/contract/test_parity.py"),
+        "nsa",
+    ),
+    Mutant(
+        "gates of another branch",
+        "kernels/run.py",
+        "zip(parts, weights, strict=True))",
+        "zip(parts, weights[::-1], strict=True))",
+        ("tests/kernels/test_plans.py",),
+        "weighted",
+    ),
+    Mutant(
+        "keys of no row fall into the first",
+        "kernels/pooled.py",
+        "torch.where(row < 0, count, row)",
+        "row.clamp(min=0)",
+        ("tests/kernels/test_plans.py",),
+        "pooled",
     ),
 )

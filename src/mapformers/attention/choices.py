@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mapformers.core.plans import Groups, Plan, Union, Windows
+from mapformers.core.plans import Groups, Plan, Union, WeightedSum, Windows
 
 KEPT = {
     Windows: ("query_segment", "key_segment", "key_is_seen"),
@@ -35,8 +35,8 @@ class Choices:
 
     def settle(self, plan: Plan) -> Plan:
         """The plan as it is, which is kept; after `again` the plan with the integers of the one kept."""
-        if isinstance(plan, Union):
-            return Union(tuple(self.settle(part) for part in plan.parts))
+        if isinstance(plan, Union | WeightedSum):
+            return replace(plan, parts=tuple(self.settle(part) for part in plan.parts))
         names = KEPT.get(type(plan), ())
         found = {name: getattr(plan, name) for name in names}
         settled = {name: self._settled(x) for name, x in found.items() if x is not None}

@@ -125,13 +125,46 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """Keys pooled into fewer rows; each query sees the rows start <= s < end.
+
+    Row s has the key sum_j key_weight[j] k[j] and the value sum_j value_weight[j] v[j] over all keys j with
+    row[j] = s. What is causal in it is the plan's own care: the scope of the call does not apply.
+
+    row           [B, M] int, negative = in none
+    key_weight    [B, G, M]
+    value_weight  [B, G, M]
+    start, end    [B, N] int; neither ever decreases along the queries
+    count         number of rows
+    """
+
+    row: Tensor
+    key_weight: Tensor
+    value_weight: Tensor
+    start: Tensor
+    end: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
 class Union:
     """Parts with disjoint keys under one softmax, merged by their log-sum-exp."""
 
     parts: tuple[Plan, ...]
 
 
-Plan = Dense | Windows | Groups | Features | Union
+@dataclass(frozen=True)
+class WeightedSum:
+    """The outputs of parts, each under a softmax of its own, times weights [B, H, N, parts].
+
+    It has no log-sum-exp, so it cannot be a part of a Union.
+    """
+
+    parts: tuple[Plan, ...]
+    weights: Tensor
+
+
+Plan = Dense | Windows | Groups | Features | Pooled | Union | WeightedSum
 
 
 @dataclass(frozen=True)

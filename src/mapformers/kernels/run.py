@@ -1,4 +1,4 @@
-"""Run a plan: one kernel for each kind, and Union over them."""
+"""Run a plan: one kernel for each kind, Union and WeightedSum over them."""
 
 import functools
 from dataclasses import replace
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mapformers.core.attended import Attended, merge
 from mapformers.core.errors import require
-from mapformers.core.plans import Dense, Groups, Plan, Ranges, Union, Windows
+from mapformers.core.plans import Dense, Groups, Plan, Pooled, Ranges, Union, WeightedSum, Windows
 from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
 from mapformers.kernels.dense import dense_attend, dense_output, is_mass, is_plain, own_mass
@@ -20,6 +20,7 @@ from mapformers.kernels.native.call import DistanceTable
 from mapformers.kernels.native.library import takes
 from mapformers.kernels.native.op import distance_table, native_range_attend
 from mapformers.kernels.own_key import is_own_key, own_key_attend
+from mapformers.kernels.pooled import pooled_rows
 from mapformers.kernels.ranges import range_attend
 from mapformers.kernels.windows import for_heads, ranges_of
 
@@ -38,9 +39,13 @@ def run(
         return group_attend(plan, q, k, v, scope, score)
     if isinstance(plan, Union):
         return _union(plan, q, k, v, scope, score)
-    require(
-        score is None, f"features: takes no score terms, got {type(score).__name__}; use a softmax mechanism"
-    )
+    if isinstance(plan, WeightedSum):
+        return _weighted_sum(plan, q, k, v, scope, score)
+    kind = type(plan).__name__.lower()
+    require(score is None, f"{kind}: takes no score terms, got {type(score).__name__}; use another mechanism")
+    if isinstance(plan, Pooled):
+        pooled_k, pooled_v, ranges = pooled_rows(plan, k, v)
+        return _ranges(ranges, q, pooled_k, pooled_v, Scope(), None)
     return feature_attend(plan, v, scope)
 
 
@@ -71,6 +76,10 @@ def _union(plan: Union, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: Sc
     if len(parts) == 1 and isinstance(parts[0], Windows):
         ranges = _normal_form(parts[0], q, k, scope)
         return _ranges(replace(ranges, mass=mass), q, k, v, scope, score)
+    require(
+        not any(isinstance(part, WeightedSum) for part in parts),
+        "union: a part must have a log-sum-exp, got a weighted sum; sum the unions instead",
+    )
     attended = [
         own_key_attend(part, q, k, v)
         if isinstance(part, Windows) and is_own_key(part, scope, score, q, k)
@@ -78,6 +87,19 @@ def _union(plan: Union, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: Sc
         for part in parts
     ]
     return merge(attended, mass)
+
+
+def _weighted_sum(
+    plan: WeightedSum, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None
+) -> Attended:
+    """The log-sum-exp is NaN: there is none."""
+    parts = [run(part, q, k, v, scope, score) for part in plan.parts]
+    weights = plan.weights.to(v.dtype).unsqueeze(-1).unbind(3)  # [B, H, N, 1] each
+    output = functools.reduce(
+        torch.add, (part.output * weight for part, weight in zip(parts, weights, strict=True))
+    )
+    kernels = "+".join(sorted({part.kernel for part in parts}))
+    return Attended(output, torch.full_like(parts[0].lse.detach(), float("nan")), kernels)
 
 
 def window_attend(

@@ -8,8 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mapformers.core.plans import Pooled, Windows
 from mapformers.core.scope import Scope
 from mapformers.kernels.nearest import first_best
+from mapformers.kernels.pooled import pool
+from mapformers.kernels.softmax import default_scale
 from mapformers.mechanisms.sparse.draws import document_lengths
 
 SCORES_ALIVE = 2**18  # scores of one stretch of queries, over all heads and batch rows
@@ -28,6 +31,10 @@ class Blocks(NamedTuple):
     first: Tensor
     end: Tensor
     most: int
+
+    def rows(self, key_is_real: Tensor | None) -> Tensor:
+        """[B or 1, M] the block of each real token, -1 at padding."""
+        return self.own if key_is_real is None else self.own.masked_fill(~key_is_real, -1)
 
     def of_queries(self, scope: Scope, n: int) -> Blocks:
         """The same of the queries, which are the keys from scope.query_start on."""
@@ -50,15 +57,9 @@ def blocks_of(scope: Scope, m: int, size: int, device: torch.device) -> Blocks:
 
 def block_means(k: Tensor, blocks: Blocks, key_is_real: Tensor | None) -> Tensor:
     """[B, G, S, D] in float64, the mean of the real keys k [B, G, M, D] of each block."""
-    batch, groups, m, dim = k.shape
-    real = torch.ones(1, m, dtype=torch.bool, device=k.device) if key_is_real is None else key_is_real
-    block = blocks.own.expand(batch, -1)
-    count = k.new_zeros(batch, blocks.most, dtype=torch.float64)
-    count.scatter_add_(1, block, real.expand(batch, -1).to(count.dtype))
-    total = k.new_zeros(batch, groups, blocks.most, dim, dtype=torch.float64)
-    index = block[:, None, :, None].expand(batch, groups, m, dim)
-    total.scatter_add_(2, index, torch.where(real[:, None, :, None], k.double(), 0.0))
-    return total / count.clamp(min=1)[:, None, :, None]
+    row, one = blocks.rows(key_is_real), torch.ones_like(k[..., 0], dtype=torch.float64)
+    total, count = (pool(x, one, row, blocks.most) for x in (k.double(), one.unsqueeze(-1)))
+    return total / count.clamp(min=1)
 
 
 class Reach(NamedTuple):
@@ -92,3 +93,39 @@ def best_blocks(score: Callable[[slice], Tensor], reach: Reach, sizes: tuple[int
         some = block[:count] < inside.sum(-1, keepdim=True)  # [B or 1, rows, count]
         chosen.append(best.masked_fill(~some[:, None], -1))
     return torch.cat(chosen, 2)
+
+
+@torch.no_grad()
+def heaviest_blocks(q: Tensor, k: Tensor, seen: Pooled, reach: Reach, count: int) -> Tensor:
+    """[B, G, N, count] the blocks with the largest softmax weights of pooled keys, summed over the query
+    heads of each key/value head. The sums are compared as logarithms, which do not underflow.
+    """
+    pooled = pool(k.double(), seen.key_weight.double(), seen.row, seen.count)  # [B, G, S, D]
+    grouped = q.unflatten(1, (k.shape[1], -1))  # [B, G, H / G, N, D]
+    block = torch.arange(seen.count, device=q.device)
+
+    def score(rows: slice) -> Tensor:
+        logits = grouped[:, :, :, rows].double() @ pooled.unsqueeze(2).transpose(-1, -2)
+        start, end = (x[:, None, None, rows, None] for x in (seen.start, seen.end))
+        logits = logits.masked_fill((block < start) | (block >= end), float("-inf"))
+        return (logits * default_scale(q.shape[-1])).log_softmax(-1).logsumexp(2)  # [B, G, rows, S]
+
+    return best_blocks(score, reach, (q.shape[0] * q.shape[1] * seen.count, seen.count), count)
+
+
+def of_blocks(chosen: Tensor, mine: Blocks, blocks: Blocks, causal: bool) -> Windows:
+    """The own block, and the chosen ones [B, H, N, r]: segment = block."""
+    own = mine.own[:, None, :, None].expand(*chosen.shape[:3], 1)
+    return Windows(
+        before=None,
+        after=0 if causal else None,
+        query_segment=torch.cat([own, chosen], -1),
+        key_segment=blocks.own[:, None],
+    )
+
+
+def same_block(scope: Scope, block: Tensor) -> Tensor:
+    """[B or 1, 1, M, M] bool, for definitions: real keys of one document with one number of their block."""
+    documents, m = scope.documents_of_keys(), block.shape[1]
+    together = Scope(key_is_real=scope.key_is_real, segments=documents, key_segments=documents)
+    return together.visible(m, m, block.device) & (block[:, None, :, None] == block[:, None, None, :])

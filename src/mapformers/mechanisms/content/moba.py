@@ -13,16 +13,22 @@ Differs  `top` counts past blocks; the paper's number counts the query's own blo
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mapformers.core.card import RANGES, Card, option, options_of
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Cost, Mechanism
-from mapformers.core.plans import Plan, Windows
+from mapformers.core.plans import Plan
 from mapformers.core.scope import Scope
 from mapformers.kernels.softmax import expand_heads, masked_softmax, scaled_scores
-from mapformers.mechanisms.content.blocks import Reach, best_blocks, block_means, blocks_of
+from mapformers.mechanisms.content.blocks import (
+    Reach,
+    best_blocks,
+    block_means,
+    blocks_of,
+    of_blocks,
+    same_block,
+)
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,7 @@ class Moba(Mechanism):
         reach = past if scope.causal else Reach(mine.first, mine.end, besides=mine.own)
         sizes = (batch * heads * blocks.most, blocks.most)
         chosen = best_blocks(score, reach, sizes, self.config.top)
-        own = mine.own[:, None, :, None].expand(batch, heads, n, 1)
-        return Windows(
-            before=None,
-            after=0 if scope.causal else None,
-            query_segment=torch.cat([own, chosen], -1),
-            key_segment=blocks.own[:, None],
-        )
+        return of_blocks(chosen, mine, blocks, scope.causal)
 
     def dense_weights(self, q: Tensor, k: Tensor, scope: Scope) -> Tensor:
         """By pairs of keys: the mean of each key's block, and the first key of a block stands for it."""
@@ -88,9 +88,7 @@ class Moba(Mechanism):
         visible, ranks = scope.visible(n, m, q.device), scope.ranks_of_keys(m, q.device)
         block = (ranks // size)[:, None, None, :]
         own = block == (scope.query_ranks(n, m, q.device) // size)[:, None, :, None]
-        documents = scope.documents_of_keys()
-        together = Scope(key_is_real=scope.key_is_real, segments=documents, key_segments=documents)
-        same = (together.visible(m, m, q.device) & (block == block.transpose(-1, -2))).double()
+        same = same_block(scope, ranks // size).double()
         mean = (same @ expand_heads(k.double(), q.shape[1])) / same.sum(-1, keepdim=True).clamp(min=1)
         compared = (q.double() @ mean.transpose(-1, -2)).float()  # as in best_blocks
         stands = visible & ~own & (ranks % size == 0)[:, None, None, :]
