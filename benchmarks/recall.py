@@ -11,6 +11,7 @@ kept: an interrupted study goes on, and further rows join a table.
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from common import command, dated, machine, rows_held, summary, write
 from torch import Tensor, nn
 
 import mapformers as mf
+from mapformers.catalog import policy_names
+from mapformers.core.carry import Carry
 from mapformers.core.draw import linear, normal
+from mapformers.core.policy import MovingBaseline
 from mapformers.tasks.recall import Recall, RecallBatch, accuracy
 
 EXAMPLES = 1000  # fresh examples of a final score
@@ -48,16 +52,15 @@ class RecallModel(nn.Module):
         before = F.pad(tokens, (1, 0))[:, :-1]
         return F.embedding(tokens, self.current) + F.embedding(before, self.previous)
 
-    def forward(self, batch: RecallBatch) -> tuple[Tensor, Tensor]:
-        """Logits, and the sum of the auxiliary losses (0 outside training)."""
-        x = self.embed(batch.tokens)
-        auxiliary = x.new_zeros(())
+    def forward(self, batch: RecallBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Logits, and what the layers return for training beside them, summed by name."""
+        x, carry = self.embed(batch.tokens), Carry()
         for norm, layer in zip(self.norms, self.layers, strict=False):
             attended = layer.attend(norm(x))
             x = x + attended.output
-            auxiliary = auxiliary + sum(attended.losses.values())
+            carry = carry.add_losses(attended.losses)
         x = x.gather(1, batch.place.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        return self.head(self.norms[-1](x)), auxiliary
+        return self.head(self.norms[-1](x)), carry.losses
 
     def update_centroids(self) -> None:
         for layer in self.layers:
@@ -70,7 +73,7 @@ def train(
     """One run: accuracy on fresh examples of the last stage, and how it came about."""
     model = RecallModel(spec, options, seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=options.weight_decay)
-    generator = torch.Generator().manual_seed(seed)
+    generator, baseline = torch.Generator().manual_seed(seed), MovingBaseline()
     curve: list[dict[str, Any]] = []
     begun, step = time.process_time(), 0
     for task, steps in stages:
@@ -78,8 +81,10 @@ def train(
             batch = task.batch(options.batch, generator)
             logits, auxiliary = model(batch)
             loss = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten())
+            excess = baseline(loss)
+            weights = {name: excess if name in policy_names() else options.commitment for name in auxiliary}
             optimiser.zero_grad()
-            (loss + options.commitment * auxiliary).backward()
+            (loss + sum(weights[name] * one for name, one in auxiliary.items())).backward()
             optimiser.step()
             model.update_centroids()
             step += 1
@@ -177,6 +182,9 @@ def rows_of(options: argparse.Namespace) -> dict[str, str]:
         "image_local": f"image_local(width={width}, {image})",
         "reformer": f"reformer(buckets={options.clusters}, window={options.window}, rounds=2)",
         "moba": "moba(block=8, top=2)",
+        "sac": "sac(edges=8, predictor=parallel)",
+        "sac_lstm": "sac(edges=8)",
+        "nsa": "nsa(block=8, top=2, window=8)",
     }
 
 

@@ -18,6 +18,7 @@ from mapformers.mechanisms.content.moba import Moba
 from mapformers.mechanisms.content.nsa import Nsa
 from mapformers.mechanisms.content.reformer import Reformer
 from mapformers.mechanisms.content.routing import Routing
+from mapformers.mechanisms.content.sac import Sac
 from mapformers.mechanisms.linear.linear import Linear
 from mapformers.mechanisms.sparse.axial import Axial
 from mapformers.mechanisms.sparse.band import Band
@@ -47,6 +48,7 @@ MECHANISMS = (
     Axial,
     ImageLocal,
     Reformer,
+    Sac,
     Routing,
     Moba,
     Nsa,
@@ -77,6 +79,11 @@ def catalog() -> tuple[Card, ...]:
 def loss_names() -> tuple[str, ...]:
     """The auxiliary losses that mechanisms return in training."""
     return tuple(dict.fromkeys(name for mechanism in MECHANISMS for name in mechanism.loss_names))
+
+
+def policy_names() -> tuple[str, ...]:
+    """The log-probabilities of choices that mechanisms return beside them."""
+    return tuple(dict.fromkeys(name for mechanism in MECHANISMS for name in mechanism.policy_names))
 
 
 def find(entries: tuple[type, ...], name: str, what: str) -> type:

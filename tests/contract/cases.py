@@ -25,7 +25,7 @@ HEADS, HEAD_DIM, DIM = 4, 8, 32
 LENGTHS = (1, 2, 5, 6, 7, 17, 40, 61, 67, 131)  # 5, 6, 7: window and window +- 1; 61, 67, 131 are primes
 LENGTHS_WITH_GRADIENT = (2, 17, 67, 131)
 POOLING = ("linear", "linformer", "nsa")  # one product serves many keys, so pairs are not what it costs
-BY_CONTENT = ("reformer", "routing", "moba", "nsa")  # who sees whom depends on q and k
+BY_CONTENT = ("reformer", "sac", "routing", "moba", "nsa")  # who sees whom depends on q and k
 
 
 def options_text(options: dict[str, Any]) -> str:

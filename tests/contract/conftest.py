@@ -24,6 +24,7 @@ WINDOWED = (
     "bigbird",
     "reformer",
     "routing",
+    "sac",
     "moba",
     "nsa",
     "axial",

@@ -64,6 +64,7 @@ SPECS: dict[str, tuple[str, ...]] = {
         "reformer(buckets=4, variant=paper, chunk=5, rounds=2)",
         "reformer(buckets=6, variant=paper, chunk=70)",
     ),
+    "sac": ("sac(edges=3, predictor=parallel)", "sac(edges=2)"),
     "routing": (
         "routing(clusters=4, window=6)",
         "routing(clusters=4, window=6, query_clusters=1)",
@@ -177,6 +178,7 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "chunk": ({"buckets": 4, "variant": "paper"}, 6),
         "allow_selection_leak": ({"buckets": 4, "variant": "paper", "chunk": 6}, True),
     },
+    "sac": {"edges": ({}, 2), "predictor": ({}, "parallel")},
     "routing": {
         "clusters": ({}, 3),
         "window": ({"clusters": 2}, 3),
@@ -269,6 +271,7 @@ COSTS: dict[str, tuple[str, CostRule, float]] = {  # spec, rule, growth of the F
         1.0,
     ),
     "reformer": ("reformer(buckets=4, window=256)", "bound", 1.0),
+    "sac": ("sac(edges=8, predictor=parallel)", "bound", 2.0),
     "routing": ("routing(clusters=4, window=128)", "bound", 1.0),
     "moba": ("moba(block=128, top=1)", "bound", 1.0),
     "nsa": ("nsa(block=128, top=2, window=256)", "bound", 1.0),

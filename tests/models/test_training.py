@@ -228,3 +228,22 @@ def test_half_precision_runs_and_keeps_centroids_wide() -> None:
     assert torch.isfinite(out.loss)
     single = model_of().train()(ids, labels=ids).loss
     assert F.l1_loss(out.loss, single) < 0.05
+
+
+def test_a_policy_learns_from_what_the_loss_exceeds_its_average_by(tmp_path: Path) -> None:
+    """The predictor of sac gets no gradient from the first loss, which is the average, but from others."""
+    model = model_of([{"attention": "sac(edges=2, predictor=parallel)"}]).train()
+    assert model.policy_baseline is not None
+    model.policy_baseline.count.zero_()
+    predictor = model.model.layers[0].block.attention.mechanisms[0].predictor
+    for turn, moved in ((0, False), (1, True)):
+        ids = tokens(2, 12, seed=turn)
+        model.zero_grad()
+        out = model(ids, labels=ids)
+        assert set(out.losses) == {"next_token", "edges"}
+        out.loss.backward()
+        assert [bool(p.grad.any()) for p in predictor.parameters()] == [moved] * 3
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.policy_baseline.count == model.policy_baseline.count == 2
+    assert model_of().policy_baseline is None

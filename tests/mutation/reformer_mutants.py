@@ -1,4 +1,4 @@
-"""Bugs in the hash buckets of reformer and in the reversible stack."""
+"""Bugs in hash buckets, in the reversible stack and in the edges of sac."""
 
 from tests.mutation.mutant import Mutant
 
@@ -68,5 +68,29 @@ REFORMER_MUTANTS = (
         "second = streams.second - self.feed(streams.second)",
         REVERSIBLE,
         "inverse",
+    ),
+    Mutant(
+        "edges of sac reach ahead",
+        "mechanisms/content/sac_predictor.py",
+        "Scope(scope.causal, scope.key_is_real",
+        "Scope(False, scope.key_is_real",
+        ("tests/contract/test_parity.py", "tests/contract/test_causality.py"),
+        "sac",
+    ),
+    Mutant(
+        "the policy is rewarded for losses",
+        "core/policy.py",
+        "loss - self.mean, 0.0)",
+        "self.mean - loss, 0.0)",
+        ("tests/mechanisms/test_sac.py",),
+        "baseline or learns",
+    ),
+    Mutant(
+        "padding moves the LSTM of sac",
+        "mechanisms/content/sac_lstm.py",
+        "state = state.where(scope.key_is_real[:, i].expand(batch), before)",
+        "state = state",
+        ("tests/contract/test_padding.py", "tests/mechanisms/test_sac.py"),
+        "sac",
     ),
 )

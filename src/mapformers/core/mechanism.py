@@ -40,7 +40,10 @@ class Mechanism(nn.Module):
     # How it decodes. False: the plan of the new tokens says all (attention/state.py). True: `plan` is called
     # with the new queries and all keys so far, scope.query_start being the index of the first query.
     plans_from_history: ClassVar[bool] = False
-    loss_names: ClassVar[tuple[str, ...]] = ()  # what `losses` returns in training
+    # What `losses` returns in training: losses, and log-probabilities of choices summed over the batch, to be
+    # weighted by what the task's loss exceeds a baseline by (core/policy.py).
+    loss_names: ClassVar[tuple[str, ...]] = ()
+    policy_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any = None) -> None:
         super().__init__()

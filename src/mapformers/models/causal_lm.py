@@ -12,8 +12,11 @@ from transformers.generation import GenerationMixin, GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from mapformers.catalog import policy_names
 from mapformers.core.draw import linear
 from mapformers.core.errors import require
+from mapformers.core.mechanism import Mechanism
+from mapformers.core.policy import MovingBaseline
 from mapformers.models.cache import MapformerCache
 from mapformers.models.config import MapformerConfig
 from mapformers.models.layers import seeds
@@ -50,6 +53,8 @@ class MapformerForCausalLM(MapformerPreTrainedModel, GenerationMixin):
             nn.Identity() if same else linear(config.hidden_size, config.token_size, generator)
         )
         self.lm_head = linear(config.token_size, config.vocab_size, generator)
+        draws = any(isinstance(module, Mechanism) and module.policy_names for module in self.modules())
+        self.policy_baseline = MovingBaseline() if draws else None
         self.post_init()
 
     @can_return_tuple
@@ -107,9 +112,11 @@ class MapformerForCausalLM(MapformerPreTrainedModel, GenerationMixin):
         """What is differentiated: the next token's loss, in training with the auxiliary losses by weight."""
         total = losses["next_token"]
         if self.training:
+            excess = 0.0 if self.policy_baseline is None else self.policy_baseline(total)
             for name, weight in self.config.auxiliary_weights.items():
                 if name in losses:
-                    total = total + weight * losses[name].to(total.dtype)
+                    factor = excess if name in policy_names() else 1.0
+                    total = total + weight * factor * losses[name].to(total.dtype)
         return total
 
     def _prepare_cache_for_generation(

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from mapformers.blocks.feed_forward import ACTIVATIONS
 from mapformers.blocks.transformer import NORMS
-from mapformers.catalog import loss_names
+from mapformers.catalog import loss_names, policy_names
 from mapformers.core.errors import MapformersError, require, require_known
 from mapformers.models.layers import LAYER_KEYS, PORTS, build_block
 
@@ -88,7 +88,9 @@ class MapformerConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     max_position_embeddings: int = 2048
     initializer_seed: int = 0
-    auxiliary_weights: dict[str, float | int] = field(default_factory=lambda: {"commitment": 1e-4})
+    auxiliary_weights: dict[str, float | int] = field(
+        default_factory=lambda: {"commitment": 1e-4, "edges": 1.0}
+    )
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -175,7 +177,7 @@ class MapformerConfig(PreTrainedConfig):
             value = getattr(self, name)
             require(0 <= value < 1, f"config: {name} must lie in [0, 1), got {value}; use 0.0 for none")
         for name, weight in self.auxiliary_weights.items():
-            require_known("config", "auxiliary loss", name, loss_names())
+            require_known("config", "auxiliary loss", name, (*loss_names(), *policy_names()))
             require(
                 math.isfinite(weight) and weight >= 0,
                 f"config: auxiliary_weights[{name!r}] must be finite and 0 or more, got {weight}; use 0.0",

@@ -30,7 +30,7 @@ from mapformers.models.inputs import carry_of, new_columns
 from mapformers.models.layers import build_block, seeds
 
 EMBEDDING_SCALE = 0.02  # standard deviation of token embeddings, as in GPT-2
-WIDE_BUFFERS = r"kmeans\.(centroids|bias|share|drift)"
+WIDE_BUFFERS = r"kmeans\.(centroids|bias|share|drift)|policy_baseline\.mean"
 
 
 @dataclass
