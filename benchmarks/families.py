@@ -52,6 +52,7 @@ def sparse(n: int) -> dict[str, str]:
         "reformer, 1 round": f"reformer(buckets={buckets}, window={WINDOW}, rounds=1)",
         "reformer, 4 rounds": f"reformer(buckets={buckets}, window={WINDOW}, rounds=4)",
         "moba": "moba(block=64, top=2)",
+        "nsa": f"nsa(block=64, top=1, window={WINDOW // 2})",
     }
 
 
