@@ -56,8 +56,12 @@ def sparse(n: int) -> dict[str, str]:
     }
 
 
-# Measured with their projections, so beside nothing.
-SPARSE_BLOCKS = {"star": "star", "etc": "etc(radius=64)", "binary_tree": "binary_tree(k=8)"}
+# Measured with their projections, so beside nothing; their feed-forward is as narrow as dim.
+SPARSE_BLOCKS = {
+    "star": "star",
+    "etc": f"etc(radius=64, hidden={HEADS * HEAD_DIM})",
+    "binary_tree": f"binary_tree(k=8, hidden={HEADS * HEAD_DIM})",
+}
 CAUSAL_BLOCKS = ("binary_tree",)
 FAMILIES = {"core": core, "sparse": sparse}
 BLOCKS = {"core": {}, "sparse": SPARSE_BLOCKS}

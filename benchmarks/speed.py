@@ -30,6 +30,7 @@ import mapformers as mf
 from mapformers.kernels.native.library import load, torch_kernels
 
 SDPA = {True: "causal SDPA", False: "bidirectional SDPA"}
+MEMORY_FROM = 8192  # below, the buffers of the allocator are most of what a process takes
 LONGEST_FULL = 16384  # causal SDPA takes half a minute at twice that length
 
 
@@ -165,12 +166,15 @@ def study(arguments: argparse.Namespace) -> None:
     results, memory = {}, {}
     for n in lengths:
         results[n] = measure(family, n, arguments.rounds, arguments.peers)
-        memory[n] = {name: peak_memory(family, name, n, arguments.kernel) for name in runs_of(family, 256)}
+        if n >= min(MEMORY_FROM, lengths[-1]):
+            memory[n] = {
+                name: peak_memory(family, name, n, arguments.kernel) for name in runs_of(family, 256)
+            }
         for name, row in results[n].items():
             faster = f"{row['times_faster']:6.1f}x" if "times_faster" in row else "      -"
-            room = f"{memory[n][name]:7.0f} MB" if name in memory[n] else ""
+            room = f"{memory[n][name]:7.0f} MB" if name in memory.get(n, {}) else ""
             print(f"n={n:6d}  {name:30s} {row['min'] * 1e3:8.1f} ms {faster} {room}", flush=True)
-    growth = {name: growth_of(name, lengths, results, memory) for name in memory[lengths[0]]}
+    growth = {name: growth_of(name, lengths, results, memory) for name in runs_of(family, 256)}
     crossover = {name: crossover_of(name, results) for name in mechanisms(family, lengths[0])}
     setting = {
         "batch": 1,
@@ -202,8 +206,8 @@ def growth_of(
     results: dict[int, dict[str, dict[str, float]]],
     memory: dict[int, dict[str, float]],
 ) -> dict[str, float]:
-    """Exponents of time and memory from 8,192 (or the shortest) to the longest length."""
-    low, high = (8192 if 8192 in lengths else lengths[0]), lengths[-1]
+    """Exponents of time and memory from the first length whose memory was measured to the longest."""
+    low, high = min(memory), lengths[-1]
     if low == high:
         return {}
     exponents = {

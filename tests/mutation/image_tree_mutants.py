@@ -67,9 +67,9 @@ IMAGE_TREE_MUTANTS = (
     ),
     Mutant(
         "binary_tree without the kinds of its edges",
-        "blocks/binary_tree.py",
-        "scores = content + q[:, :, rows] @ edge_keys.T",
-        "scores = content",
+        "blocks/tree_attention.py",
+        "at_least_float32(content + q @ edge_keys.T)",
+        "at_least_float32(content + 0 * (q @ edge_keys.T))",
         ("tests/contract/test_blocks.py",),
         "binary_tree and parameter",
     ),

@@ -70,7 +70,9 @@ def test_published_numbers_of_parameters(name: str, millions: int) -> None:
     assert round(parameter_count(load_preset(name)) / 1e6) == millions
 
 
-@pytest.mark.parametrize(("name", "expected"), [("demo", True), ("bp-enwik8", False)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("demo", True), ("bp-enwik8", True), ("reformer-enwik8", True)]
+)
 def test_whether_a_preset_decodes(name: str, expected: bool) -> None:
     assert decodes(config_of(load_preset(name))) is expected
 

@@ -7,7 +7,7 @@ Formula  U = (columns_causal after rows_full)^outer (X); H = right(X) + down(U);
 Cost     time O(N (height + width) dim) for each of the layers, memory O(N dim)
 Differs  Each attention is a pre-norm Transformer layer with a feed-forward of its own. Positions belong into
          the input. One channel: the paper's encoder of the channels before is left out. Without causality
-         nothing is masked and nothing shifted.
+         nothing is masked and nothing shifted. Decoding runs the prefix again.
 """
 
 from dataclasses import dataclass, replace
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mapformers.blocks.base import Block, Site
+from mapformers.blocks.base import Site
 from mapformers.blocks.feed_forward import ACTIVATIONS, Activation
+from mapformers.blocks.prefix import PrefixBlock
 from mapformers.blocks.transformer import TransformerBlock, TransformerConfig
 from mapformers.core.card import Card, capabilities, option, options_of
 from mapformers.core.carry import Carry
@@ -49,7 +50,7 @@ class AxialImageConfig:
         return TransformerConfig(attention=attention, activation=self.activation, hidden=self.hidden)
 
 
-class AxialImageBlock(Block):
+class AxialImageBlock(PrefixBlock):
     """Outer and inner decoder of an image in raster order.
 
     If causal, output t depends on the pixels before t and on all of them, not on pixel t itself: it predicts
@@ -66,7 +67,7 @@ class AxialImageBlock(Block):
         formula="U = outer rows and masked columns of X; Y = masked rows of right(X) + down(U)",
         cost="time O(N (height + width) dim), memory O(N dim)",
         summary="rows above by an outer decoder, the row itself by an inner one, two shifts",
-        supports=capabilities("bidirectional", "causal"),
+        supports=capabilities("bidirectional", "causal", "decode"),
         options=options_of(AxialImageConfig),
     )
 

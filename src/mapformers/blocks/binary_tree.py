@@ -10,7 +10,7 @@ Cost     time O((k log(N / k) + log N) N dim), memory O(N (k log(N / k) + dim)):
 Differs  The edges of a span have one kind in each level, which shifts all its scores alike: left out. Where
          the last parent of a level has one child only, the official builder lets leaves to the left of it
          see the first node of the next level as if it were the missing child; here there is no such edge.
-         Without cross-attention; packed documents are refused.
+         Without cross-attention; packed documents are refused. Decoding runs the prefix again.
 """
 
 from dataclasses import dataclass, replace
@@ -18,10 +18,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mapformers.blocks.base import Block, Site
+from mapformers.blocks.base import Site
 from mapformers.blocks.feed_forward import ACTIVATIONS, Activation, FeedForward
+from mapformers.blocks.prefix import PrefixBlock
+from mapformers.blocks.tree_attention import Gather, gathered_attention
 from mapformers.blocks.tree_edges import TreeEdges, TreeShape, tree_edges
 from mapformers.core.card import Card, capabilities, option, options_of
 from mapformers.core.carry import Carry
@@ -32,7 +33,6 @@ from mapformers.core.scope import Scope
 from mapformers.heads.merging import Concatenate, ConcatenateConfig
 from mapformers.heads.projection import MultiHead, MultiHeadConfig, Sizes
 from mapformers.kernels.run import window_attend
-from mapformers.kernels.softmax import at_least_float32, default_scale, softmax_attend
 
 NORMS = ("post", "pre")
 GATHERED = 2**22  # numbers of the keys that are gathered at a time
@@ -56,7 +56,7 @@ class BinaryTreeConfig:
         require(self.hidden >= 0, f"binary_tree: hidden must be 0 or more, got {self.hidden}; 0 means 4 dim")
 
 
-class BinaryTreeBlock(Block):
+class BinaryTreeBlock(PrefixBlock):
     """One layer over the leaves and the spans of a tree; the spans travel in carry.stream [B, spans, dim].
 
     If causal, leaves see to the left only. A span reads all its leaves, but no leaf before its end reads it.
@@ -71,7 +71,7 @@ class BinaryTreeBlock(Block):
         formula="leaf: softmax over k nodes per level and side, (q.k + q.a_kind) / sqrt(D); span: its leaves",
         cost="time O(k N log(N / k)), memory O(N (k log(N / k) + dim))",
         summary="near tokens one by one, far ones as spans of a binary tree",
-        supports=capabilities("bidirectional", "causal", "padding"),
+        supports=capabilities("bidirectional", "causal", "padding", "decode"),
         options=options_of(BinaryTreeConfig),
     )
 
@@ -156,24 +156,9 @@ class BinaryTreeBlock(Block):
         node_real = None if real is None else torch.cat([real, real[:, edges.start]], 1)
         edge_keys = self.edge_keys.to(q.dtype)[edges.kind]  # [F, D]
 
-        def rows_of(rows: slice) -> Tensor:
-            node = edges.node[rows].long()  # [n', F]
-            index = node.clamp(min=0)
-            queries = q[:, :, rows].unsqueeze(3)  # [B, H, n', 1, D]
-            content = (queries @ k[:, :, index].transpose(-1, -2)).squeeze(3)  # [B, H, n', F]
-            scores = content + q[:, :, rows] @ edge_keys.T
-            seen = (node >= 0)[None, None] if node_real is None else (node >= 0) & node_real[:, None, index]
-            scores = at_least_float32(scores).unsqueeze(3) * default_scale(dim)
-            return softmax_attend(scores, seen.unsqueeze(3), v[:, :, index]).output.squeeze(3)
-
         size = max(16, GATHERED // (batch * heads * dim * edges.node.shape[1]))
         parts = [slice(i, min(i + size, n)) for i in range(0, n, size)]
-        if len(parts) == 1:
-            return rows_of(parts[0])
-        # Gathered keys are gathered again in the backward, so that they are not all alive at once.
-        return torch.cat(
-            [checkpoint(rows_of, part, use_reentrant=False, preserve_rng_state=False) for part in parts], 2
-        )
+        return gathered_attention(q, k, v, edge_keys, Gather(edges.node.long(), node_real, parts))
 
 
 def _rows(x: Tensor, order: Tensor) -> Tensor:
