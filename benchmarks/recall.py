@@ -182,8 +182,8 @@ def rows_of(options: argparse.Namespace) -> dict[str, str]:
         "image_local": f"image_local(width={width}, {image})",
         "reformer": f"reformer(buckets={options.clusters}, window={options.window}, rounds=2)",
         "moba": "moba(block=8, top=2)",
-        "sac": "sac(edges=8, predictor=parallel)",
-        "sac_lstm": "sac(edges=8)",
+        "sac": "sac(predictor=parallel)",
+        "sac_lstm": "sac",
         "nsa": "nsa(block=8, top=2, window=8)",
     }
 

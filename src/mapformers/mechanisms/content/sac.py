@@ -10,9 +10,9 @@ Cost     attention O(N edges D); the predictor O(N^2 edges D), with the LSTM in 
          another; extra memory O(N edges). Decoding walks through the whole prefix for every token
 Differs  Every token gets the same number of edges, in the order of the tokens (the paper's variant in which
          all nodes are connected); the LSTM reads source and last target at once; one graph for each
-         key/value head. Causal: a token reaches back only, so a prefix keeps its edges. Training draws by
-         noise out of a seed and the number of updates, evaluation takes the best. predictor="parallel" is
-         ours: one map for each slot instead of the LSTM.
+         key/value head. Causal: a token reaches back only, so a prefix keeps its edges. Training draws
+         by numbers out of a seed and the number of updates, evaluation takes the best.
+         predictor="parallel" is ours: one map for each slot instead of the LSTM.
 """
 
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ class Sac(Mechanism):
         return {"edges": self.predictor.log_prob(k.detach(), scope, edges)}
 
     def update_centroids(self) -> None:
-        """Other noise from the next step of training on."""
+        """Other draws from the next step of training on."""
         self.updates = self.updates + int(self.training)
 
     def cost(self, batch: int, heads: int, n: int, dim: int, causal: bool) -> Cost:

@@ -21,22 +21,21 @@ def defined_edges(predictor: Predictor, k: Tensor, scope: Scope, noise: Noise | 
         for document in documents[row].unique().tolist():
             (tokens,) = (real[row] & (documents[row] == document)).nonzero(as_tuple=True)
             for head in range(groups):
-                added = None if noise is None else _noise(noise, len(tokens), predictor.edges, (row, head))
+                added = None if noise is None else _uniform(noise, len(tokens), predictor.edges, (row, head))
                 edges = _of_document(predictor, head, k[row, head, tokens].double(), scope.causal, added)
                 for source, targets in enumerate(edges):
                     linked[row, head, tokens[source], tokens[targets]] = True
     return linked
 
 
-def _noise(noise: Noise, n: int, edges: int, place: tuple[int, int]) -> Tensor:
-    """[n, edges, n] of one document: row and head `place`."""
-    ranks, (row, head) = torch.arange(n)[None], place
-    drawn = noise.gumbel(ranks, torch.arange(edges), ranks, (row + 1, head + 1))
-    return drawn[row, head].transpose(0, 1)
+def _uniform(noise: Noise, n: int, edges: int, place: tuple[int, int]) -> Tensor:
+    """[edges, n] of one document: row and head `place`."""
+    row, head = place
+    return noise.uniform(torch.arange(n)[None], torch.arange(edges), (row + 1, head + 1))[row, head]
 
 
 def _of_document(
-    predictor: Predictor, head: int, k: Tensor, causal: bool, noise: Tensor | None
+    predictor: Predictor, head: int, k: Tensor, causal: bool, uniform: Tensor | None
 ) -> list[list[int]]:
     """Targets of every token of k [n, D], as numbers of tokens."""
     nodes = k @ predictor.node[head].double()
@@ -54,11 +53,20 @@ def _of_document(
             else:
                 assert isinstance(predictor, ParallelPredictor)
                 h = k[i] @ predictor.slot[head, slot].double() + predictor.slot_bias[head, slot, 0].double()
-            scores = nodes @ h / len(h) ** 0.5
-            if noise is not None:
-                scores = scores + noise[i, slot]
-            allowed = scores[: i + 1] if causal else scores
-            targets.append(int(allowed.float().argmax()))
+            scores = (nodes[: i + 1] if causal else nodes) @ h / len(h) ** 0.5
+            targets.append(
+                int(scores.float().argmax()) if uniform is None else _sample(scores, uniform[slot, i])
+            )
             last = nodes[targets[-1]]
         edges.append(targets)
     return edges
+
+
+def _sample(scores: Tensor, uniform: Tensor) -> int:
+    """The first place at which the probabilities so far sum to more than a number in (0, 1)."""
+    so_far = 0.0
+    for place, probability in enumerate(scores.softmax(0).tolist()):
+        so_far += probability
+        if so_far > float(uniform):
+            return place
+    return len(scores) - 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mapformers.core.draw import normal
 from mapformers.core.scope import Scope
-from mapformers.mechanisms.content.sac_predictor import Noise, Predictor, noise_of
+from mapformers.mechanisms.content.sac_predictor import Noise, Predictor, drawn
 
 TargetOf = Callable[[int, int, Tensor], Tensor]  # (source, slot, h [B, G, D]) to keys [B, G]
 
@@ -48,13 +48,13 @@ class LstmPredictor(Predictor):
 
     def choose(self, k: Tensor, scope: Scope, sources: slice, noise: Noise | None) -> Tensor:
         """Every source up to the last one asked for is walked through: there is no shorter way."""
-        nodes = k.double() @ self.node.double()
-        noisy = [noise_of(noise, scope, k, torch.tensor([c], device=k.device)) for c in range(self.edges)]
+        nodes, uniform = k.double() @ self.node.double(), drawn(noise, scope, k, self.edges)
         found: list[Tensor] = []
 
         def chosen(i: int, slot: int, h: Tensor) -> Tensor:
             rows = slice(i, i + 1)
-            best = self.best(h[:, :, None, None], nodes, scope, rows, noisy[slot])[:, :, 0, 0]  # [B, G]
+            part = None if uniform is None else uniform[:, :, slot : slot + 1, rows]
+            best = self.targets(h[:, :, None, None], nodes, scope, rows, part)[:, :, 0, 0]  # [B, G]
             found.append(best)
             return best
 

@@ -1,11 +1,10 @@
 """Who gets an edge to whom: the edge predictors of SAC, one after another by an LSTM, or all at once.
 
 Both score a node j for a slot of source i by h . e_j / sqrt(D) with nodes e = k W, and choose among the
-tokens that i may see: the best in evaluation, in training a sample (Gumbel noise out of a hash, then the
-best). Everything is done for each key/value head.
+tokens that i may see: the best in evaluation, in training a sample, decided by a number out of a hash.
+Everything is done for each key/value head.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,14 +26,12 @@ class Noise(NamedTuple):
     seed: Tensor
     step: Tensor
 
-    def gumbel(self, source: Tensor, slots: Tensor, keys: Tensor, sizes: tuple[int, int]) -> Tensor:
-        """[B, G, slots, n, M] for source ranks [B or 1, n] and key ranks [B or 1, M]; sizes: B, G."""
-        row = torch.arange(sizes[0], device=source.device)[:, None, None, None, None]
-        head = torch.arange(sizes[1], device=source.device)[:, None, None, None]
-        source, keys = source[:, None, None, :, None], keys[:, None, None, None, :]
-        bits = hashed(self.seed, self.step, row, head, slots[:, None, None], source, keys)
-        uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53
-        return -(-uniform.log()).log()
+    def uniform(self, source: Tensor, slots: Tensor, sizes: tuple[int, int]) -> Tensor:
+        """[B, G, slots, n] in (0, 1) for source ranks [B or 1, n]; sizes: B, G."""
+        row = torch.arange(sizes[0], device=source.device)[:, None, None, None]
+        head = torch.arange(sizes[1], device=source.device)[:, None, None]
+        bits = hashed(self.seed, self.step, row, head, slots[:, None], source[:, None, None])
+        return (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53
 
 
 class Predictor(nn.Module):
@@ -65,17 +62,21 @@ class Predictor(nn.Module):
         total = total.view(batch, groups, self.edges, m).transpose(2, 3)
         return torch.where(edges < 0, 0.0, score - total).sum()
 
-    def best(
-        self, h: Tensor, nodes: Tensor, scope: Scope, rows: slice, noise: Callable[..., Tensor]
-    ) -> Tensor:
-        """[B, G, slots, n] the best visible key for h [B, G, slots, n, D] of the sources `rows`; -1 = none.
+    def targets(self, h: Tensor, nodes: Tensor, scope: Scope, rows: slice, uniform: Tensor | None) -> Tensor:
+        """[B, G, slots, n] visible keys for h [B, G, slots, n, D] of the sources `rows`; -1 = sees nothing.
 
-        Scores are made in float64 and compared in float32, so that equal nodes tie; then the first is taken.
+        The best in evaluation; else that at which the probabilities sum to `uniform` [B, G, slots, n]. Scores
+        are made in float64 and compared in float32, so that equal nodes tie; then the first is taken.
         """
         scores = h @ nodes.unsqueeze(2).transpose(-1, -2) * default_scale(h.shape[-1])
         seen = visible_to(scope, rows, nodes.shape[2], h.device).unsqueeze(2)  # [B or 1, 1, 1, n, M]
-        scores = (scores + noise(rows)).float().masked_fill(~seen, float("-inf"))
-        return scores.argmax(-1).masked_fill(~seen.any(-1), -1)
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if uniform is None:
+            found = scores.float().argmax(-1)
+        else:
+            reached = scores.softmax(-1).nan_to_num(0.0).cumsum(-1)
+            found = torch.searchsorted(reached, (uniform * reached[..., -1]).unsqueeze(-1)).squeeze(-1)
+        return found.masked_fill(~seen.any(-1), -1)
 
 
 def visible_to(scope: Scope, rows: slice, m: int, device: torch.device) -> Tensor:
@@ -87,12 +88,12 @@ def visible_to(scope: Scope, rows: slice, m: int, device: torch.device) -> Tenso
     return seen if scope.key_is_real is None else seen & scope.key_is_real[:, None, rows, None]
 
 
-def noise_of(noise: Noise | None, scope: Scope, k: Tensor, slots: Tensor) -> Callable[[slice], Tensor]:
-    """The noise of the sources in a slice, for these slots."""
+def drawn(noise: Noise | None, scope: Scope, k: Tensor, edges: int) -> Tensor | None:
+    """[B, G, edges, M] the numbers that decide about the edges of all tokens; None in evaluation."""
     if noise is None:
-        return lambda rows: k.new_zeros(())
-    ranks = scope.ranks_of_keys(k.shape[2], k.device)
-    return lambda rows: noise.gumbel(ranks[:, rows], slots, ranks, (k.shape[0], k.shape[1]))
+        return None
+    slots = torch.arange(edges, device=k.device)
+    return noise.uniform(scope.ranks_of_keys(k.shape[2], k.device), slots, (k.shape[0], k.shape[1]))
 
 
 class ParallelPredictor(Predictor):
@@ -107,15 +108,13 @@ class ParallelPredictor(Predictor):
     def choose(self, k: Tensor, scope: Scope, sources: slice, noise: Noise | None) -> Tensor:
         """In stretches of sources, so that memory stays linear."""
         k, slot, bias = k.double(), self.slot.double(), self.slot_bias.double()
-        nodes, noisy = (
-            k @ self.node.double(),
-            noise_of(noise, scope, k, torch.arange(self.edges, device=k.device)),
-        )
+        nodes, uniform = k @ self.node.double(), drawn(noise, scope, k, self.edges)
         step = max(1, SCORES_ALIVE // (k[..., 0].numel() * self.edges))
         found = []
         for start in range(sources.start, sources.stop, step):
             rows = slice(start, min(start + step, sources.stop))
-            found.append(self.best(k[:, :, None, rows] @ slot + bias, nodes, scope, rows, noisy))
+            part = None if uniform is None else uniform[..., rows]
+            found.append(self.targets(k[:, :, None, rows] @ slot + bias, nodes, scope, rows, part))
         return torch.cat(found, -1).transpose(2, 3)
 
     def states(self, k: Tensor, nodes: Tensor, scope: Scope, edges: Tensor) -> Tensor:
