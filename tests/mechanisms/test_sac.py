@@ -103,6 +103,7 @@ def test_the_policy_gradient_is_that_of_the_expected_loss(predictor: str, genera
             assert_close(a, b, "gradient", f"baseline {baseline}")
 
 
+@pytest.mark.slow
 def test_samples_follow_their_probabilities() -> None:
     """4,000 updates, each with noise of its own: five standard deviations."""
     made = sac(Shape(1, 1, 2), edges=1, predictor="parallel").train()
@@ -155,6 +156,7 @@ def test_the_baseline_is_a_mean_and_then_a_moving_average() -> None:
     assert_close(baseline.mean, torch.tensor(1.0), "rounding")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_the_predictor_learns_who_is_useful(predictor: str, generator: torch.Generator) -> None:
     """Only the first token carries the answer; its share of the edges drawn by the last ones rises."""
