@@ -5,6 +5,7 @@ from mapformers.blocks.binary_tree import BinaryTreeBlock
 from mapformers.blocks.etc import EtcBlock
 from mapformers.blocks.luna import LunaBlock
 from mapformers.blocks.reversible import ReversibleBlock
+from mapformers.blocks.set_attention import InducedSetBlock
 from mapformers.blocks.star import StarBlock
 from mapformers.blocks.transformer import TransformerBlock
 from mapformers.core.card import Card
@@ -14,6 +15,7 @@ from mapformers.heads.merging import Concatenate
 from mapformers.heads.projection import GroupedQuery, MultiHead
 from mapformers.heads.shared_qk import SharedQK
 from mapformers.mechanisms.compressed.linformer import Linformer
+from mapformers.mechanisms.compressed.memory_compressed import MemoryCompressed
 from mapformers.mechanisms.content.moba import Moba
 from mapformers.mechanisms.content.nsa import Nsa
 from mapformers.mechanisms.content.reformer import Reformer
@@ -53,6 +55,7 @@ MECHANISMS = (
     Moba,
     Nsa,
     Linear,
+    MemoryCompressed,
     Linformer,
 )
 SCORES = (Alibi,)
@@ -66,6 +69,7 @@ BLOCKS = (
     AxialImageBlock,
     ReversibleBlock,
     LunaBlock,
+    InducedSetBlock,
 )
 
 CATALOG: tuple[type, ...] = MECHANISMS + SCORES + PROJECTIONS + MERGES + BLOCKS

@@ -24,7 +24,12 @@ from tests.contract.table import CostRule as CostRule
 HEADS, HEAD_DIM, DIM = 4, 8, 32
 LENGTHS = (1, 2, 5, 6, 7, 17, 40, 61, 67, 131)  # 5, 6, 7: window and window +- 1; 61, 67, 131 are primes
 LENGTHS_WITH_GRADIENT = (2, 17, 67, 131)
-POOLING = ("linear", "linformer", "nsa")  # one product serves many keys, so pairs are not what it costs
+POOLING = (
+    "linear",
+    "linformer",
+    "memory_compressed",
+    "nsa",
+)  # one product serves many keys, so pairs are not what it costs
 BY_CONTENT = ("reformer", "sac", "routing", "moba", "nsa")  # who sees whom depends on q and k
 
 

@@ -27,6 +27,7 @@ WINDOWED = (
     "sac",
     "moba",
     "nsa",
+    "memory_compressed",
     "axial",
     "image_local",
     "binary_tree",

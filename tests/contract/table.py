@@ -91,6 +91,11 @@ SPECS: dict[str, tuple[str, ...]] = {
         "nsa(block=70, top=2, window=4)",
     ),
     "linear": ("linear",),
+    "memory_compressed": (
+        "memory_compressed(stride=3)",
+        "memory_compressed(stride=1)",
+        "memory_compressed(stride=70)",
+    ),
     "linformer": ("linformer(rank=4, length=256)",),
 }
 ALL = tuple(text for texts in SPECS.values() for text in texts)
@@ -129,6 +134,11 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "reversible(attention='routing(clusters=4, window=6):2 + band:2', activation=geglu, hidden=40)",
     ),
     "luna": ("luna(length=4)", "luna(length=3, activation=geglu, hidden=40)"),
+    "induced_set": (
+        "induced_set(points=5)",
+        "induced_set(points=0)",
+        "induced_set(points=3, variant=official)",
+    ),
 }
 ALL_BLOCKS = tuple(text for texts in BLOCKS.values() for text in texts)
 
@@ -169,6 +179,7 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "memory_width": ({"width": 5, "query_height": 2, "query_width": 2}, 1),
     },
     "linear": {},
+    "memory_compressed": {"stride": ({}, 2)},
     "linformer": {"rank": ({}, 3), "length": ({}, 64)},
     "reformer": {
         "buckets": ({}, 4),
@@ -247,6 +258,7 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "hidden": ({}, 24),
         "learned_start": ({}, False),
     },
+    "induced_set": {"points": ({}, 3), "variant": ({}, "official"), "hidden": ({}, 24)},
 }
 
 # How `cost().flops` is held against the definition.
@@ -276,5 +288,6 @@ COSTS: dict[str, tuple[str, CostRule, float]] = {  # spec, rule, growth of the F
     "moba": ("moba(block=128, top=1)", "bound", 1.0),
     "nsa": ("nsa(block=128, top=2, window=256)", "bound", 1.0),
     "linear": ("linear", "counted", 1.0),
+    "memory_compressed": ("memory_compressed(stride=4)", "bound", 2.0),
     "linformer": ("linformer(rank=16, length=8192)", "counted", 1.0),
 }

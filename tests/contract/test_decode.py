@@ -18,7 +18,18 @@ CHUNKS = {
     "thirteen": [13] * 3 + [6],
 }
 # These must keep every key; all others keep a bounded state.
-GROWING = {"full", "strided(", "random(", "moba(", "sac(", "nsa(", "axis=column", "part=both", "part=summary"}
+GROWING = {
+    "full",
+    "strided(",
+    "random(",
+    "moba(",
+    "sac(",
+    "nsa(",
+    "memory_compressed",
+    "axis=column",
+    "part=both",
+    "part=summary",
+}
 DECODING = cases.with_capability("causal", "decode") + list(cases.MIXTURES)
 
 

@@ -38,9 +38,9 @@ MOBA_MUTANTS = (
     ),
     Mutant(
         "the compressed branch sees its own block before it is complete",
-        "mechanisms/content/nsa.py",
-        "end = (mine.own + whole.long()).cummax(1).values",
-        "end = mine.own + 1",
+        "mechanisms/content/blocks.py",
+        "return mine.first, (mine.own + whole.long()).cummax(1).values",
+        "return mine.first, mine.own + 1",
         ("tests/contract/test_causality.py", "tests/contract/test_parity.py"),
         "nsa",
     ),

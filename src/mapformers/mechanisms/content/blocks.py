@@ -129,3 +129,12 @@ def same_block(scope: Scope, block: Tensor) -> Tensor:
     documents, m = scope.documents_of_keys(), block.shape[1]
     together = Scope(key_is_real=scope.key_is_real, segments=documents, key_segments=documents)
     return together.visible(m, m, block.device) & (block[:, None, :, None] == block[:, None, None, :])
+
+
+def whole_blocks(blocks: Blocks, scope: Scope, n: int, m: int, size: int) -> tuple[Tensor, Tensor]:
+    """start, end [B or 1, N] of the blocks that end at or before each query."""
+    mine = blocks.of_queries(scope, n)
+    whole = (scope.query_ranks(n, m, blocks.own.device) + 1) % size == 0  # the own block is complete
+    if scope.key_is_real is not None:  # padding before the first token has its rank
+        whole = whole & scope.key_is_real[:, scope.query_start : scope.query_start + n]
+    return mine.first, (mine.own + whole.long()).cummax(1).values

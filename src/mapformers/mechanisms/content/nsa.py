@@ -26,7 +26,14 @@ from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import Plan, Pooled, WeightedSum, Windows
 from mapformers.core.scope import Scope, keep_last
 from mapformers.kernels.softmax import expand_heads, masked_softmax, scaled_scores
-from mapformers.mechanisms.content.blocks import Reach, blocks_of, heaviest_blocks, of_blocks, same_block
+from mapformers.mechanisms.content.blocks import (
+    Reach,
+    blocks_of,
+    heaviest_blocks,
+    of_blocks,
+    same_block,
+    whole_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -79,12 +86,9 @@ class Nsa(Mechanism):
         mine = blocks.of_queries(scope, n)
         ranks = scope.ranks_of_keys(k.shape[2], q.device)
         key_weight, value_weight = self._weights_of(ranks)
-        whole = (scope.query_ranks(n, k.shape[2], q.device) + 1) % size == 0  # the own block is complete
-        if scope.key_is_real is not None:  # padding before the first token has its rank
-            whole = whole & scope.key_is_real[:, scope.query_start : scope.query_start + n]
-        end = (mine.own + whole.long()).cummax(1).values
+        start, end = whole_blocks(blocks, scope, n, k.shape[2], size)
         row = blocks.rows(scope.key_is_real)
-        compressed = Pooled(row, key_weight, value_weight, mine.first, end, blocks.most)
+        compressed = Pooled(row, key_weight, value_weight, start, end, blocks.most)
         chosen = heaviest_blocks(q, k, compressed, Reach(mine.first, mine.own), self.config.top)
         parts = (
             compressed,
