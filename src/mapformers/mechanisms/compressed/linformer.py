@@ -1,7 +1,8 @@
 """Linformer: keys and values are compressed along the sequence to `rank` rows by learned projections.
 
 Paper    Wang, Li, Khabsa, Fang, Ma 2020, "Linformer", arXiv 2006.04768, section 4.
-Formula  w = softmax(q (E k)^T / sqrt(D)) F, E and F [rank, M] learned, per head
+Formula  w = softmax(q (E k)^T / sqrt(D)) F, E and F [rank, M] learned: per head, shared by the heads
+         (sharing="headwise"), or one for keys and values of all heads (sharing="key_value")
 Cost     time O(N rank D), memory O(N rank)
 Differs  E and F take their column by true position among real tokens, and padding is zeroed before them:
          the public codes ignore padding. Shorter inputs use the first columns. Causal use is refused: every
@@ -9,13 +10,14 @@ Differs  E and F take their column by true position among real tokens, and paddi
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mapformers.core.card import Card, capabilities, option, options_of
 from mapformers.core.draw import uniform
-from mapformers.core.errors import require
+from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import Dense, Plan
 from mapformers.core.scope import Scope
@@ -28,6 +30,7 @@ class LinformerConfig:
 
     rank: int = option(64, "rows to which keys and values are compressed")
     length: int = option(1024, "longest sequence of keys: columns of the learned projections")
+    sharing: Literal["none", "headwise", "key_value"] = option("none", "who shares projections")
 
     def __post_init__(self) -> None:
         require(
@@ -36,6 +39,7 @@ class LinformerConfig:
         require(
             self.length >= 1, f"linformer: length must be 1 or more, got {self.length}; use the longest input"
         )
+        require_known("linformer", "sharing", self.sharing, ("none", "headwise", "key_value"))
 
 
 class Linformer(Mechanism):
@@ -57,14 +61,16 @@ class Linformer(Mechanism):
 
     def build(self, shape: Shape, generator: torch.Generator) -> None:
         """E and F, uniform in +-1/sqrt(rank)."""
-        size, bound = (shape.heads, self.config.rank, self.config.length), self.config.rank**-0.5
+        heads = shape.heads if self.config.sharing == "none" else 1
+        size, bound = (heads, self.config.rank, self.config.length), self.config.rank**-0.5
         self.key_projection = nn.Parameter(uniform(size, generator, bound))
-        self.value_projection = nn.Parameter(uniform(size, generator, bound))
+        if self.config.sharing != "key_value":
+            self.value_projection = nn.Parameter(uniform(size, generator, bound))
 
     def plan(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
         """New keys E k, new values F v."""
         mix_keys = self._columns(self.key_projection, k.shape[2], scope)
-        mix_values = self._columns(self.value_projection, k.shape[2], scope)
+        mix_values = self._columns(self._of_values(), k.shape[2], scope)
         return Dense(keys=mix_keys.to(k.dtype) @ expand_heads(k, q.shape[1]), value_mix=mix_values)
 
     def dense_weights(self, q: Tensor, k: Tensor, scope: Scope) -> Tensor:
@@ -78,8 +84,7 @@ class Linformer(Mechanism):
             place = scope.positions_of_keys(m, k.device).expand(k.shape[0], -1)[b, kept]
             compressed = self.key_projection[:, :, place] @ k[b, :, kept]  # [H, rank, D]
             mixed = (
-                scaled_scores(q[b : b + 1], compressed[None])[0].softmax(-1)
-                @ self.value_projection[:, :, place]
+                scaled_scores(q[b : b + 1], compressed[None])[0].softmax(-1) @ self._of_values()[:, :, place]
             )
             rows.append(mixed.new_zeros(heads, q.shape[2], m).index_copy(2, kept, mixed))
         return torch.stack(rows)
@@ -90,6 +95,10 @@ class Linformer(Mechanism):
             flops=8.0 * batch * heads * n * self.config.rank * dim,
             bytes=8.0 * batch * heads * n * self.config.rank,
         )
+
+    def _of_values(self) -> Tensor:
+        """F [H or 1, rank, length]."""
+        return self.key_projection if self.config.sharing == "key_value" else self.value_projection
 
     def _columns(self, projection: Tensor, m: int, scope: Scope) -> Tensor:
         """[1 or B, H, rank, M] the projection's columns for these keys, zero at padding."""
