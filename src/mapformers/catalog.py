@@ -4,6 +4,7 @@ from mapformers.blocks.axial_image import AxialImageBlock
 from mapformers.blocks.binary_tree import BinaryTreeBlock
 from mapformers.blocks.etc import EtcBlock
 from mapformers.blocks.luna import LunaBlock
+from mapformers.blocks.poolingformer import PoolingformerBlock
 from mapformers.blocks.reversible import ReversibleBlock
 from mapformers.blocks.set_attention import InducedSetBlock
 from mapformers.blocks.star import StarBlock
@@ -22,6 +23,9 @@ from mapformers.mechanisms.content.reformer import Reformer
 from mapformers.mechanisms.content.routing import Routing
 from mapformers.mechanisms.content.sac import Sac
 from mapformers.mechanisms.linear.linear import Linear
+from mapformers.mechanisms.low_rank.csalr import Csalr
+from mapformers.mechanisms.low_rank.low_rank_band import LowRankBand
+from mapformers.mechanisms.low_rank.nystrom import Nystrom
 from mapformers.mechanisms.sparse.axial import Axial
 from mapformers.mechanisms.sparse.band import Band
 from mapformers.mechanisms.sparse.bigbird import BigBird
@@ -57,6 +61,9 @@ MECHANISMS = (
     Linear,
     MemoryCompressed,
     Linformer,
+    LowRankBand,
+    Csalr,
+    Nystrom,
 )
 SCORES = (Alibi,)
 PROJECTIONS = (MultiHead, GroupedQuery, LocalGlobal, SharedQK)
@@ -68,6 +75,7 @@ BLOCKS = (
     BinaryTreeBlock,
     AxialImageBlock,
     ReversibleBlock,
+    PoolingformerBlock,
     LunaBlock,
     InducedSetBlock,
 )

@@ -29,6 +29,9 @@ POOLING = (
     "linformer",
     "memory_compressed",
     "nsa",
+    "low_rank_band",
+    "csalr",
+    "nystrom",
 )  # one product serves many keys, so pairs are not what it costs
 BY_CONTENT = ("reformer", "sac", "routing", "moba", "nsa")  # who sees whom depends on q and k
 

@@ -96,7 +96,22 @@ SPECS: dict[str, tuple[str, ...]] = {
         "memory_compressed(stride=1)",
         "memory_compressed(stride=70)",
     ),
-    "linformer": ("linformer(rank=4, length=256)",),
+    "linformer": (
+        "linformer(rank=4, length=256)",
+        "linformer(rank=4, length=256, sharing=headwise)",
+        "linformer(rank=3, length=200, sharing=key_value)",
+    ),
+    "low_rank_band": (
+        "low_rank_band(rank=3, window=5)",
+        "low_rank_band(rank=8, window=0)",
+        "low_rank_band(rank=1, window=70)",
+    ),
+    "csalr": ("csalr(landmarks=5)", "csalr(landmarks=1, scale=3.0)", "csalr(landmarks=70, scale=2)"),
+    "nystrom": (
+        "nystrom(landmarks=5, kernel=3)",
+        "nystrom(landmarks=1, iterations=0, kernel=5)",  # more with iterations=0: test_nystrom.py
+        "nystrom(landmarks=70, iterations=2, kernel=0)",
+    ),
 }
 ALL = tuple(text for texts in SPECS.values() for text in texts)
 MIXTURES = (
@@ -134,6 +149,12 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "reversible(attention='routing(clusters=4, window=6):2 + band:2', activation=geglu, hidden=40)",
     ),
     "luna": ("luna(length=4)", "luna(length=3, activation=geglu, hidden=40)"),
+    "poolingformer": (
+        "poolingformer(window=3, second_window=9, kernel=3, stride=2)",
+        "poolingformer(window=0, second_window=70, kernel=2, stride=5, pooling=convolution)",
+        "poolingformer(window=2, second_window=6, kernel=4, stride=3, pooling=max, hidden=40)",
+        "poolingformer(window=4, second_window=0, kernel=5, stride=1, pooling=mean, activation=relu)",
+    ),
     "induced_set": (
         "induced_set(points=5)",
         "induced_set(points=0)",
@@ -180,7 +201,14 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
     },
     "linear": {},
     "memory_compressed": {"stride": ({}, 2)},
-    "linformer": {"rank": ({}, 3), "length": ({}, 64)},
+    "low_rank_band": {"rank": ({}, 3), "window": ({}, 2)},
+    "csalr": {"landmarks": ({}, 4), "scale": ({}, 2.0)},
+    "nystrom": {
+        "landmarks": ({}, 4),
+        "iterations": ({"landmarks": 4}, 2),
+        "kernel": ({}, 3),
+    },
+    "linformer": {"rank": ({}, 3), "length": ({}, 64), "sharing": ({}, "headwise")},
     "reformer": {
         "buckets": ({}, 4),
         "window": ({"buckets": 2}, 3),
@@ -258,6 +286,15 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "hidden": ({}, 24),
         "learned_start": ({}, False),
     },
+    "poolingformer": {
+        "window": ({}, 2),
+        "second_window": ({}, 3),
+        "kernel": ({}, 2),
+        "stride": ({}, 3),
+        "pooling": ({}, "max"),
+        "activation": ({}, "relu"),
+        "hidden": ({}, 24),
+    },
     "induced_set": {"points": ({}, 3), "variant": ({}, "official"), "hidden": ({}, 24)},
 }
 
@@ -290,4 +327,7 @@ COSTS: dict[str, tuple[str, CostRule, float]] = {  # spec, rule, growth of the F
     "linear": ("linear", "counted", 1.0),
     "memory_compressed": ("memory_compressed(stride=4)", "bound", 2.0),
     "linformer": ("linformer(rank=16, length=8192)", "counted", 1.0),
+    "low_rank_band": ("low_rank_band(rank=4, window=1)", "bound", 2.0),
+    "csalr": ("csalr(landmarks=16)", "bound", 1.0),
+    "nystrom": ("nystrom(landmarks=16, kernel=5)", "counted", 1.0),
 }

@@ -19,6 +19,7 @@ CHUNKS = {
 }
 # These must keep every key; all others keep a bounded state.
 GROWING = {
+    "low_rank_band",
     "full",
     "strided(",
     "random(",

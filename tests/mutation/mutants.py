@@ -3,6 +3,7 @@
 from tests.mutation.compound_mutants import COMPOUND_MUTANTS
 from tests.mutation.image_tree_mutants import IMAGE_TREE_MUTANTS
 from tests.mutation.kmeans_mutants import KMEANS_MUTANTS
+from tests.mutation.low_rank_mutants import LOW_RANK_MUTANTS
 from tests.mutation.moba_mutants import MOBA_MUTANTS
 from tests.mutation.mutant import Mutant
 from tests.mutation.native_mutants import NATIVE_MUTANTS
@@ -349,4 +350,5 @@ MUTANTS = (
     + MOBA_MUTANTS
     + REFORMER_MUTANTS
     + STAR_ETC_MUTANTS
+    + LOW_RANK_MUTANTS
 )

@@ -20,12 +20,15 @@ class Dense:
     values     [B, H, K, E] their values; None with `keys` and without `value_mix` = zero (a null key)
     value_mix  [B, H, K, M] the new values as mixtures of the given ones, `value_mix @ v`
     allowed    [B, H, N, M] bool, narrows the scope (or [.., N, K] with new keys)
+    maps       two [H, D, R]: queries and the given keys are multiplied by them before they are scored, over
+               sqrt(R) then
     """
 
     keys: Tensor | None = None
     values: Tensor | None = None
     value_mix: Tensor | None = None
     allowed: Tensor | None = None
+    maps: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,19 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class Taps:
+    """The values of the nearest tokens on both sides times fixed weights, without a softmax.
+
+    weight  [H, T], T odd: query i has sum_t weight[t] v[i + t - (T - 1) / 2], steps counted by rank among the
+            real tokens; beyond the ends is 0
+
+    It has no log-sum-exp either. It is not causal and knows no packed documents.
+    """
+
+    weight: Tensor
+
+
+@dataclass(frozen=True)
 class Union:
     """Parts with disjoint keys under one softmax, merged by their log-sum-exp."""
 
@@ -164,7 +180,7 @@ class WeightedSum:
     weights: Tensor
 
 
-Plan = Dense | Windows | Groups | Features | Pooled | Union | WeightedSum
+Plan = Dense | Windows | Groups | Features | Pooled | Taps | Union | WeightedSum
 
 
 @dataclass(frozen=True)

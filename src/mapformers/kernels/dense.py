@@ -45,6 +45,9 @@ def dense_attend(
     """Softmax of q [B, H, N, D] over k [B, G, M, D], v [B, G, M, E], or over the plan's own keys."""
     batch, heads, n, dim = q.shape
     own_keys = plan.keys is not None
+    if plan.maps is not None:
+        q, k = q @ plan.maps[0].to(q.dtype), expand_heads(k, heads) @ plan.maps[1].to(k.dtype)
+        dim = q.shape[-1]
     m = k.shape[2]
     k = k if plan.keys is None else plan.keys.to(q.dtype)
     if plan.value_mix is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mapformers.core.attended import Attended, merge
 from mapformers.core.errors import require
-from mapformers.core.plans import Dense, Groups, Plan, Pooled, Ranges, Union, WeightedSum, Windows
+from mapformers.core.plans import Dense, Groups, Plan, Pooled, Ranges, Taps, Union, WeightedSum, Windows
 from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
 from mapformers.kernels.dense import dense_attend, dense_output, is_mass, is_plain, own_mass
@@ -22,6 +22,7 @@ from mapformers.kernels.native.op import distance_table, native_range_attend
 from mapformers.kernels.own_key import is_own_key, own_key_attend
 from mapformers.kernels.pooled import pooled_rows
 from mapformers.kernels.ranges import range_attend
+from mapformers.kernels.taps import taps_attend
 from mapformers.kernels.windows import for_heads, ranges_of
 
 
@@ -45,7 +46,9 @@ def run(
     require(score is None, f"{kind}: takes no score terms, got {type(score).__name__}; use another mechanism")
     if isinstance(plan, Pooled):
         pooled_k, pooled_v, ranges = pooled_rows(plan, k, v)
-        return _ranges(ranges, q, pooled_k, pooled_v, Scope(), None)
+        return ranges_attend(ranges, q, pooled_k, pooled_v, Scope(), None)
+    if isinstance(plan, Taps):
+        return taps_attend(plan, q, v, scope)
     return feature_attend(plan, v, scope)
 
 
@@ -75,9 +78,9 @@ def _union(plan: Union, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: Sc
     parts = [part for part in plan.parts if not is_mass(part)]
     if len(parts) == 1 and isinstance(parts[0], Windows):
         ranges = _normal_form(parts[0], q, k, scope)
-        return _ranges(replace(ranges, mass=mass), q, k, v, scope, score)
+        return ranges_attend(replace(ranges, mass=mass), q, k, v, scope, score)
     require(
-        not any(isinstance(part, WeightedSum) for part in parts),
+        not any(isinstance(part, WeightedSum | Taps) for part in parts),
         "union: a part must have a log-sum-exp, got a weighted sum; sum the unions instead",
     )
     attended = [
@@ -106,15 +109,15 @@ def window_attend(
     plan: Windows, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None = None
 ) -> Attended:
     """The Windows plan through its normal form."""
-    return _ranges(_normal_form(plan, q, k, scope), q, k, v, scope, score)
+    return ranges_attend(_normal_form(plan, q, k, scope), q, k, v, scope, score)
 
 
 def _normal_form(plan: Windows, q: Tensor, k: Tensor, scope: Scope) -> Ranges:
     return ranges_of(for_heads(plan, q.shape[1]), scope, q.shape[2], k.shape[2], q.device)
 
 
-def _ranges(
-    ranges: Ranges, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None
+def ranges_attend(
+    ranges: Ranges, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None = None
 ) -> Attended:
     """On the native kernel or FlexAttention where they can; elsewhere on the torch path, which can all."""
     if takes(q, k, v):

@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "linformer": {"rank": 8},
     "longformer": {"window": 4, "global_tokens": 2},
     "moba": {"block": 4, "top": 2},
+    "nystrom": {"landmarks": 8, "kernel": 5},
     "random": {"block": 4, "count": 2},
     "reformer": {"buckets": 4, "window": 8},
     "routing": {"clusters": 4, "window": 8},

@@ -1,0 +1,1 @@
+"""Low-rank attention: scores or weights as products of thin matrices."""
