@@ -1,6 +1,6 @@
 """Which mechanisms speed.py measures, and one forward and backward of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 import torch
@@ -84,8 +84,8 @@ def inputs(n: int, heads: int = HEADS) -> list[torch.Tensor]:
     return [x.requires_grad_() for x in tensors[:3]] + tensors[3:]
 
 
-def runs_of(family: str, n: int) -> dict[str, Run]:
-    """One forward and backward of every mechanism and block of the family at length n."""
+def runs_of(family: str, n: int, names: Container[str] | None = None) -> dict[str, Run]:
+    """One forward and backward of every mechanism and block of the family at length n, or of those named."""
     q, k, v, grad = inputs(n)
 
     def both(entry: Entry) -> Run:
@@ -93,8 +93,9 @@ def runs_of(family: str, n: int) -> dict[str, Run]:
             mf.attend(entry.mechanism, q, k, v, causal=entry.causal), (q, k, v), grad
         )
 
-    runs = {name: both(entry) for name, entry in mechanisms(family, n).items()}
-    return runs | {name: _block_run(text, n) for name, text in BLOCKS[family].items()}
+    entries, blocks = mechanisms(family, n).items(), BLOCKS[family].items()
+    runs = {name: both(entry) for name, entry in entries if names is None or name in names}
+    return runs | {name: _block_run(text, n) for name, text in blocks if names is None or name in names}
 
 
 def _block_run(text: str, n: int) -> Run:

@@ -114,7 +114,8 @@ def peak_memory(family: str, name: str, n: int, kernel: str) -> float:
 def print_peak(family: str, name: str, n: int, kernel: str) -> None:
     """Run in the fresh process."""
     with torch_kernels() if kernel == "torch" else contextlib.nullcontext():
-        warm, run = runs_of(family, 256)[name], runs_of(family, n)[name]
+        # Nothing else is made before the run: what it would leave behind could be used without being seen.
+        warm, run = runs_of(family, 256, [name])[name], runs_of(family, n, [name])[name]
         warm()
         before = _high_water()
         run()

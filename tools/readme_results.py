@@ -1,22 +1,24 @@
-"""The README's tables of measured results, made from the newest files in benchmarks/results.
+"""The tables of results in README.md and docs/results.md, from the newest files in benchmarks/results.
 
 python tools/readme_results.py            print them
-python tools/readme_results.py --write    put them between the markers in README.md
+python tools/readme_results.py --write    put them between the markers of both pages
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN = "<!-- made by tools/readme_results.py: begin -->\n"
 END = "<!-- made by tools/readme_results.py: end -->\n"
 LENGTHS = ("1024", "8192", "16384")
 RECALL = {"recall-64-8": "8 pairs in 64 tokens", "recall-256-32": "32 pairs in 256 tokens"}
 ROWS = {"full": "full", "routing": "routing", "random": "random clusters", "band": "band"}
+FAMILY_LENGTHS = ("1024", "2048", "8192")
+LONGEST = "32768"  # of which the peak memory is shown
 
 
 def newest(name: str) -> dict[str, Any]:
@@ -27,8 +29,57 @@ def newest(name: str) -> dict[str, Any]:
 
 
 def tables() -> str:
-    """Speed, then recall, then what leaks."""
-    return "\n\n".join((speed(), recall(), coin_flips())) + "\n"
+    """Of the README: speed, then recall, then what leaks."""
+    return "\n\n".join((speed(), recall(ROWS), coin_flips())) + "\n"
+
+
+def more_tables() -> str:
+    """Of docs/results.md: whole families."""
+    rows = {row: f"`{one['spec']}`" for row, one in newest("recall-64-8")["rows"].items()}
+    return "\n\n".join((family_speed(), recall(rows), duplication())) + "\n"
+
+
+def family_speed() -> str:
+    """Forward and backward beside SDPA, where that is crossed, and memory."""
+    found = newest("speed-sparse")
+    shortest = min(int(n) for n in found["seconds"])
+    rows = {}
+    for name, peak in found["peak_mb"][LONGEST].items():
+        times = [found["seconds"][n][name] for n in FAMILY_LENGTHS]
+        faster = [f"{one['times_faster']:.1f}x" if "times_faster" in one else "" for one in times]
+        crossed = found["crossover"].get(name, "")
+        if crossed is None:
+            crossed = "none"
+        elif crossed != "":
+            crossed = f"{crossed:,.0f} tokens" if crossed else f"{shortest} tokens or less"
+        rows[name] = [*faster, crossed, f"{peak:,.0f} MB"]
+    return table(
+        "Times faster than torch's SDPA, causal or bidirectional as the mechanism is, forward and backward, "
+        "batch 1, 8 heads of 64, float32; the shortest length at which it is faster; and what a pass adds to "
+        "the memory in use. Blocks run with their projections, so beside nothing",
+        ["", *(f"{int(n):,} tokens" for n in FAMILY_LENGTHS), "faster from", f"memory at {int(LONGEST):,}"],
+        rows,
+        found,
+    )
+
+
+def duplication() -> str:
+    """Accuracy of every trained row by what it is evaluated with."""
+    found = newest("duplication-256")
+    seen = list(next(iter(found["rows"].values()))["by_rounds"])
+    titles = [one if one == "full" else f"{one} round" + "s" * (one != "1") for one in seen]
+    rows = {
+        f"trained with {row}": [f"{one['by_rounds'][other]['mean']:.4f}" for other in seen]
+        for row, one in found["rows"].items()
+    }
+    seeds = len(next(iter(found["rows"].values()))["runs"])
+    return table(
+        f"Duplication at 256 tokens (Reformer, section 2): accuracy over {seeds} seeds, seen by full "
+        "attention or so many rounds of hashing",
+        ["", *titles],
+        rows,
+        found,
+    )
 
 
 def speed() -> str:
@@ -36,7 +87,7 @@ def speed() -> str:
     found = newest("speed")
     rows = {
         name: [f"{found['seconds'][n][name]['times_faster']:.1f}x" for n in LENGTHS]
-        for name in found["peak_mb"][LENGTHS[0]]
+        for name in found["growth"]
     }
     setting = found["setting"]
     return table(
@@ -48,13 +99,14 @@ def speed() -> str:
     )
 
 
-def recall() -> str:
-    """Mean accuracy over seeds, with its standard error."""
+def recall(titles: dict[str, str]) -> str:
+    """Mean accuracy over seeds, with its standard error, of the rows named; empty where one was not run."""
     found = [newest(name) for name in RECALL]
-    rows = {
-        title: [f"{one['rows'][row]['mean']:.3f} ± {one['rows'][row]['standard_error']:.3f}" for one in found]
-        for row, title in ROWS.items()
-    }
+
+    def cell(row: dict[str, Any] | None) -> str:
+        return "" if row is None else f"{row['mean']:.3f} ± {row['standard_error']:.3f}"
+
+    rows = {title: [cell(one["rows"].get(row)) for one in found] for row, title in titles.items()}
     seeds = len(found[0]["rows"]["full"]["runs"])
     return table(
         f"Multi-query associative recall, pairs out of the band's reach: accuracy over {seeds} seeds, equal "
@@ -94,15 +146,22 @@ def table(title: str, head: list[str], rows: dict[str, list[str]], *found: dict[
     )
 
 
-def written() -> str:
-    """README.md as it should read."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+PAGES: dict[Path, Callable[[], str]] = {
+    ROOT / "README.md": tables,
+    ROOT / "docs" / "results.md": more_tables,
+}
+
+
+def written(page: Path) -> str:
+    """The page as it should read."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{PAGES[page]()}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        README.write_text(written(), encoding="utf-8")
-    else:
-        print(tables(), end="")
+    for path, made in PAGES.items():
+        if "--write" in sys.argv:
+            path.write_text(written(path), encoding="utf-8")
+        else:
+            print(made())

@@ -7,12 +7,19 @@ import pytest
 from tests.docs.blocks import ROOT
 
 
-@pytest.mark.parametrize("name", ["readme_table.py", "readme_results.py"])
-def test_the_tables_of_the_readme_are_fresh(name: str) -> None:
-    tool = runpy.run_path(str(ROOT / "tools" / name))
+def test_the_table_of_the_catalogue_is_fresh() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "readme_table.py"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.count(tool["BEGIN"]) == readme.count(tool["END"]) == 1
     assert tool["written"]() == readme, "the table is stale; run: make readme"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_the_tables_of_results_are_fresh(name: str) -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "readme_results.py"))
+    page = (ROOT / name).read_text(encoding="utf-8")
+    assert page.count(tool["BEGIN"]) == page.count(tool["END"]) == 1
+    assert tool["written"](ROOT / name) == page, "the tables are stale; run: make readme"
 
 
 def test_the_sheet_of_patterns_can_be_drawn(tmp_path: object) -> None:
