@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mapformers.core.carry import Carry
 from mapformers.kernels.scan import STRETCH, causal_sums
 from tests.contract import cases
+from tests.models.tiny import model_of, tokens
 from tests.tolerances import assert_close
 
 
@@ -66,3 +67,15 @@ def test_causal_sums_over_several_stretches(generator: torch.Generator) -> None:
     slow = torch.autograd.grad(expected.square().sum(), leaves)
     for one, other in zip(fast, slow, strict=True):
         assert_close(one, other, "gradient")
+
+
+def test_a_causal_model_of_luna_decodes_like_its_forward() -> None:
+    layer = {"block": "luna(length=3)", "rotary": False}
+    model, ids = model_of([layer, layer]).double(), tokens(2, 13)
+    with torch.no_grad():
+        expected, cache, found = model(ids).logits, None, []
+        for i in range(13):
+            out = model(ids[:, i : i + 1], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            found.append(out.logits)
+    assert_close(torch.cat(found, 1), expected, "decode")

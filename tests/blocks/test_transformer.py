@@ -86,7 +86,6 @@ def test_luna_needs_a_stream(generator: torch.Generator) -> None:
     assert y.shape == x.shape
 
 
-def test_luna_refuses_causal_and_rotary() -> None:
-    for options in ({"causal": True}, {"rotary": True}):
-        with pytest.raises(mf.MapformersError, match="luna"):
-            mf.block("luna", cases.DIM, cases.HEADS, **options)
+def test_luna_refuses_rotary() -> None:
+    with pytest.raises(mf.MapformersError, match="luna: rotary is not supported"):
+        mf.block("luna", cases.DIM, cases.HEADS, rotary=True)

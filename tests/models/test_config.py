@@ -63,7 +63,7 @@ def test_round_trip_through_json(tmp_path: Any) -> None:
         ({"layers": [{"attention": "full", "block": "luna"}]}, "attention or its block"),
         ({"layers": [{"block": "transformer", "score": "alibi"}]}, "go with an attention"),
         ({"layers": [{"block": "lunar"}]}, "luna"),
-        ({"layers": [{"block": "luna", "rotary": False}]}, "causal"),
+        ({"layers": [{"block": "star", "rotary": False}]}, "causal"),
         ({"layers": [{"atention": "full"}]}, "attention"),
         ({"layers": ["full"]}, "layers"),
         ({"layers": [{"attention": "bund(window=3)"}]}, "band"),
