@@ -15,6 +15,8 @@ Differs  Every token gets the same number of edges, in the order of the tokens (
          predictor="parallel" is ours: one map for each slot instead of the LSTM.
 """
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +34,8 @@ from mapformers.mechanisms.content.sac_lstm import LstmPredictor
 from mapformers.mechanisms.content.sac_predictor import Noise, ParallelPredictor, Predictor
 from mapformers.mechanisms.sparse.draws import draw_seed
 
+Drawn = tuple[Callable[[], Tensor | None], Tensor | None]  # for which keys, the edges
+NOTHING_DRAWN: Drawn = (lambda: None), None
 PREDICTORS: dict[str, type[Predictor]] = {"lstm": LstmPredictor, "parallel": ParallelPredictor}
 
 
@@ -72,6 +76,7 @@ class Sac(Mechanism):
         super().__init__(config)
         self.register_buffer("seed", torch.zeros((), dtype=torch.long))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self._drawn = NOTHING_DRAWN
 
     def build(self, shape: Shape, generator: torch.Generator) -> None:
         """The predictor, and the seed of what it draws in training."""
@@ -83,6 +88,8 @@ class Sac(Mechanism):
         """Every key is a segment of its own; a query names its own and those of its edges."""
         n, m = q.shape[2], k.shape[2]
         edges = self._edges(k, scope, slice(scope.query_start, scope.query_start + n))
+        if self.training:  # `losses` follows on the same keys, and need not draw again
+            self._drawn = weakref.ref(k), edges
         named = [scope.query_index(n, q.device).expand_as(edges[..., 0])]
         for edge in edges.unbind(-1):
             again = torch.stack([edge == other for other in named]).any(0)
@@ -105,7 +112,9 @@ class Sac(Mechanism):
 
     def losses(self, q: Tensor, k: Tensor, scope: Scope) -> dict[str, Tensor]:
         """The log-probability of all edges of this forward: a policy, to be weighted by the task's loss."""
-        edges = self._edges(k, scope, slice(0, k.shape[2]))
+        (drawn_for, edges), self._drawn = self._drawn, NOTHING_DRAWN
+        if edges is None or drawn_for() is not k:
+            edges = self._edges(k, scope, slice(0, k.shape[2]))
         return {"edges": self.predictor.log_prob(k.detach(), scope, edges)}
 
     def update_centroids(self) -> None:

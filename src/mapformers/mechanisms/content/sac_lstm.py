@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mapformers.core.draw import normal
 from mapformers.core.scope import Scope
-from mapformers.mechanisms.content.sac_predictor import Noise, Predictor, drawn
+from mapformers.mechanisms.content.sac_predictor import Noise, Predictor, drawn, dtype_of
 
 TargetOf = Callable[[int, int, Tensor], Tensor]  # (source, slot, h [B, G, D]) to keys [B, G]
 
@@ -48,7 +48,8 @@ class LstmPredictor(Predictor):
 
     def choose(self, k: Tensor, scope: Scope, sources: slice, noise: Noise | None) -> Tensor:
         """Every source up to the last one asked for is walked through: there is no shorter way."""
-        nodes, uniform = k.double() @ self.node.double(), drawn(noise, scope, k, self.edges)
+        k = k.to(dtype_of(k, noise))
+        nodes, uniform = k @ self.node.to(k.dtype), drawn(noise, scope, k, self.edges)
         found: list[Tensor] = []
 
         def chosen(i: int, slot: int, h: Tensor) -> Tensor:

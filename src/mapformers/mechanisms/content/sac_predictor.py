@@ -65,8 +65,8 @@ class Predictor(nn.Module):
     def targets(self, h: Tensor, nodes: Tensor, scope: Scope, rows: slice, uniform: Tensor | None) -> Tensor:
         """[B, G, slots, n] visible keys for h [B, G, slots, n, D] of the sources `rows`; -1 = sees nothing.
 
-        The best in evaluation; else that at which the probabilities sum to `uniform` [B, G, slots, n]. Scores
-        are made in float64 and compared in float32, so that equal nodes tie; then the first is taken.
+        The best in evaluation; else that at which the probabilities sum to `uniform` [B, G, slots, n]. In
+        evaluation, float64 scores are compared in float32: equal nodes tie, and the first is taken.
         """
         scores = h @ nodes.unsqueeze(2).transpose(-1, -2) * default_scale(h.shape[-1])
         seen = visible_to(scope, rows, nodes.shape[2], h.device).unsqueeze(2)  # [B or 1, 1, 1, n, M]
@@ -75,7 +75,8 @@ class Predictor(nn.Module):
             found = scores.float().argmax(-1)
         else:
             reached = scores.softmax(-1).nan_to_num(0.0).cumsum(-1)
-            found = torch.searchsorted(reached, (uniform * reached[..., -1]).unsqueeze(-1)).squeeze(-1)
+            bound = (uniform * reached[..., -1]).to(reached.dtype)
+            found = torch.searchsorted(reached, bound.unsqueeze(-1)).squeeze(-1)
         return found.masked_fill(~seen.any(-1), -1)
 
 
@@ -86,6 +87,11 @@ def visible_to(scope: Scope, rows: slice, m: int, device: torch.device) -> Tenso
     part = Scope(scope.causal, scope.key_is_real, own, documents, query_start=rows.start)
     seen = part.visible(rows.stop - rows.start, m, device)
     return seen if scope.key_is_real is None else seen & scope.key_is_real[:, None, rows, None]
+
+
+def dtype_of(k: Tensor, noise: Noise | None) -> torch.dtype:
+    """In what edges are chosen: samples need not tie, so they may be as narrow as float32."""
+    return torch.float64 if noise is None else torch.promote_types(k.dtype, torch.float32)
 
 
 def drawn(noise: Noise | None, scope: Scope, k: Tensor, edges: int) -> Tensor | None:
@@ -107,8 +113,13 @@ class ParallelPredictor(Predictor):
 
     def choose(self, k: Tensor, scope: Scope, sources: slice, noise: Noise | None) -> Tensor:
         """In stretches of sources, so that memory stays linear."""
-        k, slot, bias = k.double(), self.slot.double(), self.slot_bias.double()
-        nodes, uniform = k @ self.node.double(), drawn(noise, scope, k, self.edges)
+        k = k.to(dtype_of(k, noise))
+        slot, bias, uniform = (
+            self.slot.to(k.dtype),
+            self.slot_bias.to(k.dtype),
+            drawn(noise, scope, k, self.edges),
+        )
+        nodes = k @ self.node.to(k.dtype)
         step = max(1, SCORES_ALIVE // (k[..., 0].numel() * self.edges))
         found = []
         for start in range(sources.start, sources.stop, step):
