@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mapformers.blocks.base import Site
@@ -140,17 +141,24 @@ class BinaryTreeBlock(PrefixBlock):
         """[B, H, nodes, D] the heads of all nodes."""
         q, k, v = self.project(nodes, nodes)
         n, spans = edges.node.shape[0], edges.start.shape[0]
-        leaves = self._leaves(q[:, :, :n], k, v, real, edges)
+        of_leaves, of_spans = q.split([n, spans], 2)
+        leaves, k, v = self._leaves(of_leaves, k, v, real, edges)
         if spans == 0:
             return leaves
         own = torch.arange(spans, device=nodes.device)[None, None]
-        windows = Windows(None, None, query_segment=own, key_segment=edges.span_of_leaf[None, None])
-        scope = Scope(key_is_real=real)
-        read = window_attend(windows, q[:, :, n:], k[:, :, :n], v[:, :, :n], scope).output
+        none = edges.span_of_leaf.new_full(
+            (spans, edges.span_of_leaf.shape[1]), -1
+        )  # spans read leaves alone
+        segment = torch.cat([edges.span_of_leaf, none])
+        windows = Windows(None, None, query_segment=own, key_segment=segment[None, None])
+        whole = None if real is None else F.pad(real, (0, spans), value=False)
+        read = window_attend(windows, of_spans, k, v, Scope(key_is_real=whole)).output
         return torch.cat([leaves, read.to(leaves.dtype)], 2)
 
-    def _leaves(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, edges: TreeEdges) -> Tensor:
-        """Leaves q [B, H, N, D] over the nodes k, v [B, H, nodes, D] that they see: [B, H, N, D]."""
+    def _leaves(
+        self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, edges: TreeEdges
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Leaves q [B, H, N, D] over the nodes k, v [B, H, nodes, D] that they see: [B, H, N, D], k and v."""
         batch, heads, n, dim = q.shape
         # A span holds something real when its first leaf is.
         node_real = None if real is None else torch.cat([real, real[:, edges.start]], 1)

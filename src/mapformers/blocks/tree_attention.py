@@ -26,10 +26,15 @@ class Gather(NamedTuple):
         return index, there if self.real is None else there & self.real[:, None, index]
 
 
-def gathered_attention(q: Tensor, k: Tensor, v: Tensor, edge_keys: Tensor, gather: Gather) -> Tensor:
-    """q [B, H, N, D] over the nodes k, v [B, H, nodes, D] of each; edge_keys [F, D] are added to the keys."""
-    output: Tensor = _Gathered.apply(q, k, v, edge_keys, gather)
-    return output
+def gathered_attention(
+    q: Tensor, k: Tensor, v: Tensor, edge_keys: Tensor, gather: Gather
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q [B, H, N, D] over the nodes k, v [B, H, nodes, D] of each; edge_keys [F, D] are added to the keys.
+
+    Also k and v once more, for those who read them as well: their gradients then grow in one place.
+    """
+    output, k, v = _Gathered.apply(q, k, v, edge_keys, gather)
+    return output, k, v
 
 
 class _Gathered(torch.autograd.Function):
@@ -47,20 +52,24 @@ class _Gathered(torch.autograd.Function):
         v: Tensor,
         edge_keys: Tensor,
         gather: Gather,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(q, k, v, edge_keys)
         ctx.gather = gather
-        found = []
+        output = torch.empty_like(
+            q
+        )  # filled in place: small results between the large ones would pin the heap
         for rows in gather.parts:
             index, seen = gather.of(rows)
-            found.append(_attended(q[:, :, rows], k[:, :, index], v[:, :, index], edge_keys, seen))
-        return torch.cat(found, 2)
+            output[:, :, rows] = _attended(q[:, :, rows], k[:, :, index], v[:, :, index], edge_keys, seen)
+        return output, k.view_as(k), v.view_as(v)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, edge_keys = ctx.saved_tensors
-        dq, dk, dv, de = (torch.zeros_like(x) for x in (q, k, v, edge_keys))
+        dq, de = torch.zeros_like(q), torch.zeros_like(edge_keys)
+        # What came for k and v was made for this place alone, so the rest is added in it: two tensors less.
+        dk, dv = (x.clone() if 0 in x.stride() else x for x in (dk, dv))
         for rows in ctx.gather.parts:
             index, seen = ctx.gather.of(rows)
             leaves = [q[:, :, rows], k[:, :, index], v[:, :, index], edge_keys]
