@@ -94,7 +94,7 @@ SPECS: dict[str, tuple[str, ...]] = {
     "memory_compressed": (
         "memory_compressed(stride=3)",
         "memory_compressed(stride=1)",
-        "memory_compressed(stride=70)",
+        "memory_compressed(stride=17)",
     ),
     "linformer": (
         "linformer(rank=4, length=256)",
