@@ -51,6 +51,7 @@ readme: $(RUN_STAMP) ## write the README's tables anew, from the catalog and fro
 
 pictures: $(RUN_STAMP) ## draw docs/pictures anew
 	$(BIN)/python tools/pictures.py docs/pictures
+	$(BIN)/python tools/curves.py docs/pictures
 
 clean: ## remove .venv and what the tools cached; runs/ stays
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

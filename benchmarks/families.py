@@ -56,6 +56,32 @@ def sparse(n: int) -> dict[str, str]:
     }
 
 
+def compact(n: int) -> dict[str, str]:
+    """Feature maps, prototypes, compressed keys and low rank, at the sizes their papers favour."""
+    return {
+        "linear": "linear",
+        "performer, 256 features": "performer",
+        "performer, relu": "performer(kernel=relu)",
+        "rfa, 64 features": "rfa",
+        "rfa with its gate": "rfa(gate=true)",
+        "delta": "delta",
+        "clustered, 100": "clustered",
+        "improved_clustered, 100": "improved_clustered",
+        "informer": "informer",
+        "memory_compressed": "memory_compressed(stride=3)",
+        "linformer, rank 256": f"linformer(rank=256, length={n})",
+        "nystrom, 64 landmarks": "nystrom(landmarks=64)",
+        "csalr, 64 landmarks": "csalr(landmarks=64)",
+    }
+
+
+# Two attentions through learned rows, without projections: what luna and induced_set do at their core.
+TWO_STEPS = {"compact": {"luna, 16 rows": 16, "induced_set, 32 rows": 32}}
+COMPACT_BLOCKS = {
+    "luna block": f"luna(length=16, hidden={HEADS * HEAD_DIM})",
+    "induced_set block": f"induced_set(points=32, hidden={HEADS * HEAD_DIM})",
+    "poolingformer block": f"poolingformer(hidden={HEADS * HEAD_DIM})",
+}
 # Measured with their projections, so beside nothing; their feed-forward is as narrow as dim.
 SPARSE_BLOCKS = {
     "star": "star",
@@ -63,8 +89,8 @@ SPARSE_BLOCKS = {
     "binary_tree": f"binary_tree(k=8, hidden={HEADS * HEAD_DIM})",
 }
 CAUSAL_BLOCKS = ("binary_tree",)
-FAMILIES = {"core": core, "sparse": sparse}
-BLOCKS = {"core": {}, "sparse": SPARSE_BLOCKS}
+FAMILIES = {"core": core, "sparse": sparse, "compact": compact}
+BLOCKS = {"core": {}, "sparse": SPARSE_BLOCKS, "compact": COMPACT_BLOCKS}
 
 
 def mechanisms(family: str, n: int) -> dict[str, Entry]:
@@ -95,7 +121,23 @@ def runs_of(family: str, n: int, names: Container[str] | None = None) -> dict[st
 
     entries, blocks = mechanisms(family, n).items(), BLOCKS[family].items()
     runs = {name: both(entry) for name, entry in entries if names is None or name in names}
+    steps = TWO_STEPS.get(family, {}).items()
+    runs |= {name: _two_steps(rows, n) for name, rows in steps if names is None or name in names}
     return runs | {name: _block_run(text, n) for name, text in blocks if names is None or name in names}
+
+
+def _two_steps(rows: int, n: int) -> Run:
+    q, k, v, grad = inputs(n)
+    learned = torch.randn(
+        1, HEADS, rows, HEAD_DIM, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
+    full = mf.mechanism("full")
+
+    def both() -> object:
+        packed = mf.attend(full, learned, k, v)
+        return torch.autograd.grad(mf.attend(full, q, packed, packed), (learned, q, k, v), grad)
+
+    return both
 
 
 def _block_run(text: str, n: int) -> Run:

@@ -5,6 +5,7 @@
     python benchmarks/speed.py --lengths 1024,2048      # quicker
     python benchmarks/speed.py --peers                  # beside two published packages, if installed
     python benchmarks/speed.py --family sparse          # the sparse and content-based ones, about 8 minutes
+    python benchmarks/speed.py --family compact         # feature maps, prototypes, compressed, low rank
 
 Before any time is taken, each mechanism is compared with its dense definition at a short length; a mismatch
 ends the run. Peak memory is measured in a fresh process for each point.
@@ -24,7 +25,19 @@ from pathlib import Path
 import common
 import torch
 import torch.nn.functional as F
-from families import BLOCKS, FAMILIES, HEAD_DIM, HEADS, WINDOW, Entry, Run, inputs, mechanisms, runs_of
+from families import (
+    BLOCKS,
+    FAMILIES,
+    HEAD_DIM,
+    HEADS,
+    TWO_STEPS,
+    WINDOW,
+    Entry,
+    Run,
+    inputs,
+    mechanisms,
+    runs_of,
+)
 
 import mapformers as mf
 from mapformers.kernels.native.library import load, torch_kernels
@@ -96,7 +109,8 @@ def measure(family: str, n: int, rounds: int, peers: bool = False) -> dict[str, 
                 times[name].append(time.perf_counter() - start)
     result = {name: {"min": min(t), "median": statistics.median(t)} for name, t in times.items() if t}
     for name in result:
-        causal = entries[name].causal if name in entries else name != SDPA[False]
+        two_steps = TWO_STEPS.get(family, {})
+        causal = entries[name].causal if name in entries else name not in (SDPA[False], *two_steps)
         if SDPA[causal] in result and name not in BLOCKS[family]:
             result[name]["times_faster"] = result[SDPA[causal]]["min"] / result[name]["min"]
     return result

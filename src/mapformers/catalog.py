@@ -22,10 +22,16 @@ from mapformers.mechanisms.content.nsa import Nsa
 from mapformers.mechanisms.content.reformer import Reformer
 from mapformers.mechanisms.content.routing import Routing
 from mapformers.mechanisms.content.sac import Sac
+from mapformers.mechanisms.linear.delta import Delta
 from mapformers.mechanisms.linear.linear import Linear
+from mapformers.mechanisms.linear.performer import Performer
+from mapformers.mechanisms.linear.rfa import Rfa
 from mapformers.mechanisms.low_rank.csalr import Csalr
 from mapformers.mechanisms.low_rank.low_rank_band import LowRankBand
 from mapformers.mechanisms.low_rank.nystrom import Nystrom
+from mapformers.mechanisms.prototype.clustered import Clustered
+from mapformers.mechanisms.prototype.improved_clustered import ImprovedClustered
+from mapformers.mechanisms.prototype.informer import Informer
 from mapformers.mechanisms.sparse.axial import Axial
 from mapformers.mechanisms.sparse.band import Band
 from mapformers.mechanisms.sparse.bigbird import BigBird
@@ -59,6 +65,12 @@ MECHANISMS = (
     Moba,
     Nsa,
     Linear,
+    Performer,
+    Rfa,
+    Delta,
+    Clustered,
+    ImprovedClustered,
+    Informer,
     MemoryCompressed,
     Linformer,
     LowRankBand,

@@ -26,6 +26,12 @@ LENGTHS = (1, 2, 5, 6, 7, 17, 40, 61, 67, 131)  # 5, 6, 7: window and window +- 
 LENGTHS_WITH_GRADIENT = (2, 17, 67, 131)
 POOLING = (
     "linear",
+    "performer",
+    "clustered",
+    "improved_clustered",
+    "rfa",
+    "informer",
+    "delta",
     "linformer",
     "memory_compressed",
     "nsa",
@@ -33,7 +39,8 @@ POOLING = (
     "csalr",
     "nystrom",
 )  # one product serves many keys, so pairs are not what it costs
-BY_CONTENT = ("reformer", "sac", "routing", "moba", "nsa")  # who sees whom depends on q and k
+# Who sees whom depends on q and k.
+BY_CONTENT = ("reformer", "clustered", "sac", "routing", "moba", "nsa", "informer(factor")
 
 
 def options_text(options: dict[str, Any]) -> str:
@@ -94,6 +101,8 @@ def supports(text: str, capability: str) -> bool:
         if capability not in made.card.supports:
             return False
         if capability in ("causal", "decode") and _refuses(lambda made=made: made.check_causal(True)):
+            return False
+        if capability in ("bidirectional", "cross") and _refuses(lambda made=made: made.check_causal(False)):
             return False
     return True
 

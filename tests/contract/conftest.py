@@ -27,6 +27,7 @@ WINDOWED = (
     "sac",
     "moba",
     "nsa",
+    "informer(factor",
     "memory_compressed",
     "axial",
     "image_local",

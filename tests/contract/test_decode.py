@@ -26,6 +26,7 @@ GROWING = {
     "moba(",
     "sac(",
     "nsa(",
+    "informer(factor",
     "memory_compressed",
     "axis=column",
     "part=both",

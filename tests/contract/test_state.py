@@ -101,7 +101,8 @@ def test_a_forward_changes_no_buffer_and_no_parameter(text: str, causal: bool, x
     before = copy.deepcopy(layer.state_dict())
     for training in (True, False):
         layer.train(training)(x)
-    layer.eval().update_centroids() if "routing" not in text else None
+    moving = "routing" in text or "informer(factor" in text  # by what the forward in training observed
+    layer.eval().update_centroids() if not moving else None
     for name, tensor in layer.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 

@@ -12,6 +12,7 @@ import torch
 from mapformers.core.errors import MapformersError
 from mapformers.core.plans import Ranges
 from mapformers.kernels.native import build
+from mapformers.kernels.native.check import worst_deviation
 from mapformers.kernels.native.library import load
 from mapformers.kernels.native.op import native_range_attend
 
@@ -40,6 +41,15 @@ def script(path: Path, text: str) -> str:
 
 def test_the_kernel_passes_its_check() -> None:
     assert "self-check" not in load().reason
+
+
+def test_the_check_holds_under_autocast() -> None:
+    """A model may make its first call there."""
+    loaded = load()
+    if loaded.library is None:
+        pytest.skip(f"no native kernel: {loaded.reason}")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert worst_deviation(loaded.library) is None
 
 
 @pytest.mark.parametrize(

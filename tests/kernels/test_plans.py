@@ -9,9 +9,9 @@ from mapformers.core.errors import MapformersError
 from mapformers.core.plans import Dense, Features, Groups, Plan, Pooled, Union, WeightedSum, Windows
 from mapformers.core.scope import Scope
 from mapformers.kernels import dense
-from mapformers.kernels.features import CHUNK
 from mapformers.kernels.own_key import is_own_key
 from mapformers.kernels.run import run, run_output
+from mapformers.kernels.scan import CHUNK
 from tests.contract.measure import flops
 from tests.tolerances import assert_close
 

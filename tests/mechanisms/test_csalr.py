@@ -26,7 +26,7 @@ def test_by_hand_with_scores() -> None:
     q = torch.eye(2, dtype=torch.float64)[None, None]
     k = q * torch.log(torch.tensor(3.0, dtype=torch.float64)) * 2**0.5
     expected = torch.tensor([[2, 1], [1, 2]], dtype=torch.float64) / 6
-    made = mf.mechanism("csalr", landmarks=9)
+    made = mf.mechanism("csalr", landmarks=9, short="take_all")
     assert_close(weights_by_probing(made, q, k, False), expected, "parity", "plan")
     assert_close(mf.dense_weights(made, q, k)[0, 0], expected, "parity", "definition")
 
@@ -47,7 +47,13 @@ def test_rows_sum_to_one_half_and_so_on(scale: float, generator: torch.Generator
     real = torch.arange(21).expand(2, -1) % 4 != torch.tensor([[4], [1]])
     ones = torch.ones(2, 3, 21, 1, dtype=torch.float64)
     for landmarks in (1, 4, 70):
-        got = mf.attend(mf.mechanism("csalr", landmarks=landmarks, scale=scale), q, k, ones, key_is_real=real)
+        got = mf.attend(
+            mf.mechanism("csalr", landmarks=landmarks, scale=scale, short="take_all"),
+            q,
+            k,
+            ones,
+            key_is_real=real,
+        )
         assert_close(got, torch.full_like(got, 1 / (1 + scale)), "parity")
 
 
@@ -56,18 +62,18 @@ def test_small_scales_approach_full_attention(generator: torch.Generator) -> Non
     q, k, v = torch.randn(3, 1, 2, 7, 16, generator=generator, dtype=torch.float64)
     full = mf.attend(mf.mechanism("full"), q, k, v)
     errors = [
-        (mf.attend(mf.mechanism("csalr", scale=scale), q, k, v) - full).norm() / full.norm()
+        (mf.attend(mf.mechanism("csalr", scale=scale, short="take_all"), q, k, v) - full).norm() / full.norm()
         for scale in (1.0, 1e-3, 1e-12)
     ]
     assert errors[0] > 0.4
     assert errors[0] > errors[1] > errors[2]
-    assert_close(mf.attend(mf.mechanism("csalr", scale=1e-12), q, k, v), full, "parity")
+    assert_close(mf.attend(mf.mechanism("csalr", scale=1e-12, short="take_all"), q, k, v), full, "parity")
 
 
 def test_landmarks_that_swap_places() -> None:
     """A = [[0, 1], [1, 0]] in any precision: A + I is singular, and the output is finite all the same."""
     q = torch.tensor([[[[1e4, 0.0], [0.0, 1e4]]]])
-    x = mf.attend(mf.mechanism("csalr"), q, q.flip(2), torch.ones(1, 1, 2, 1))
+    x = mf.attend(mf.mechanism("csalr", landmarks=2), q, q.flip(2), torch.ones(1, 1, 2, 1))
     assert_close(x, torch.full_like(x, 0.5), "parity")
 
 
@@ -79,3 +85,14 @@ def test_bad_input() -> None:
             mf.mechanism("csalr", scale=scale)
     with pytest.raises(mf.MapformersError, match=r"csalr: causal .* means over later tokens"):
         mf.attention("csalr", 32, 4, causal=True)
+
+
+def test_more_landmarks_than_keys_are_refused_unless_all_are_taken(generator: torch.Generator) -> None:
+    x = torch.randn(1, 2, 5, 4, generator=generator)
+    with pytest.raises(
+        mf.MapformersError, match="csalr: landmarks must be at most the number of keys 5, got 6"
+    ):
+        mf.attend(mf.mechanism("csalr", landmarks=6), x, x, x)
+    assert mf.attend(mf.mechanism("csalr", landmarks=6, short="take_all"), x, x, x).isfinite().all()
+    with pytest.raises(mf.MapformersError, match="csalr: short must be one of"):
+        mf.mechanism("csalr", landmarks=6, short="pad")

@@ -47,7 +47,7 @@ def test_by_hand_over_padding() -> None:
 def test_exact_where_every_token_is_a_landmark(padded: bool, generator: torch.Generator) -> None:
     q, k, v = torch.randn(3, 2, 2, 11, 16, generator=generator, dtype=torch.float64)
     real = torch.arange(11).expand(2, -1) >= torch.tensor([[0], [4]]) if padded else None
-    nystrom = mf.mechanism("nystrom", iterations=0, kernel=0)
+    nystrom = mf.mechanism("nystrom", iterations=0, kernel=0, short="take_all")
     got, full = (mf.attend(made, q, k, v, key_is_real=real) for made in (nystrom, mf.mechanism("full")))
     assert_close(got, full, "parity")
 
@@ -120,3 +120,14 @@ def test_causal_is_refused_with_the_reason() -> None:
 def test_bad_input(options: dict[str, int], message: str) -> None:
     with pytest.raises(mf.MapformersError, match=message):
         mf.mechanism("nystrom", **options)
+
+
+def test_more_landmarks_than_keys_are_refused_unless_all_are_taken(generator: torch.Generator) -> None:
+    x = torch.randn(1, 2, 5, 4, generator=generator)
+    with pytest.raises(
+        mf.MapformersError, match="nystrom: landmarks must be at most the number of keys 5, got 6"
+    ):
+        mf.attend(mf.mechanism("nystrom", landmarks=6), x, x, x)
+    assert mf.attend(mf.mechanism("nystrom", landmarks=6, short="take_all"), x, x, x).isfinite().all()
+    with pytest.raises(mf.MapformersError, match="nystrom: short must be one of"):
+        mf.mechanism("nystrom", landmarks=6, short="pad")

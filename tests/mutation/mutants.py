@@ -1,8 +1,12 @@
 """Bugs that somebody could write, each as one replacement in the source, and the tests that must catch it."""
 
+from tests.mutation.clustered_mutants import CLUSTERED_MUTANTS
 from tests.mutation.compound_mutants import COMPOUND_MUTANTS
+from tests.mutation.delta_mutants import DELTA_MUTANTS
 from tests.mutation.image_tree_mutants import IMAGE_TREE_MUTANTS
+from tests.mutation.informer_mutants import INFORMER_MUTANTS
 from tests.mutation.kmeans_mutants import KMEANS_MUTANTS
+from tests.mutation.linear_mutants import LINEAR_MUTANTS
 from tests.mutation.low_rank_mutants import LOW_RANK_MUTANTS
 from tests.mutation.moba_mutants import MOBA_MUTANTS
 from tests.mutation.mutant import Mutant
@@ -253,25 +257,25 @@ ATTENTION_MUTANTS = (
     ),
     Mutant(
         "triangle inside a chunk without its diagonal",
-        "kernels/features.py",
-        ".tril() @ values",
-        ".tril(-1) @ values",
+        "kernels/scan.py",
+        "return product.tril_() if self.share",
+        "return product.tril_(-1) if self.share",
         suite("parity.py::test_plain_at_every_length"),
         "linear",
     ),
     Mutant(
         "chunk adds its own sums too",
-        "kernels/features.py",
-        "phi_q @ sums[:, :, :-1]",
-        "phi_q @ sums[:, :, 1:]",
+        "kernels/scan.py",
+        "y = self.a @ upto[:, :-1].mT",
+        "y = self.a @ upto[:, 1:].mT",
         suite("causality.py"),
         "linear",
     ),
     Mutant(
         "denominator of linear off",
         "kernels/features.py",
-        "    output = summed[..., :-1] * total.reciprocal().unsqueeze(-1)",
-        "    output = summed[..., :-1] * (total + 1e-6).reciprocal().unsqueeze(-1)",
+        "    output = y[..., :-1] / total.unsqueeze(-1)",
+        "    output = y[..., :-1] / (total + 1e-6).unsqueeze(-1)",
         suite("parity.py::test_plain_at_every_length"),
         "linear",
     ),
@@ -351,4 +355,8 @@ MUTANTS = (
     + REFORMER_MUTANTS
     + STAR_ETC_MUTANTS
     + LOW_RANK_MUTANTS
+    + INFORMER_MUTANTS
+    + LINEAR_MUTANTS
+    + CLUSTERED_MUTANTS
+    + DELTA_MUTANTS
 )

@@ -18,6 +18,7 @@ PUBLISHED = (
     "reformer-enwik8",
     *ROUTING,
     "sparse-enwik8",
+    "tdmca-text",
 )
 
 
@@ -85,6 +86,15 @@ def test_the_stages_of_longformer_double_windows_and_halve_the_rate() -> None:
     assert bottoms == [32, 64, 128, 256, 512]
     rates = [stage.optimiser.learning_rate for stage in stages]
     assert all(after == before / 2 for before, after in itertools.pairwise(rates))
+
+
+def test_local_and_compressed_layers_take_turns() -> None:
+    """L M L M L with blocks of 256 and cells of 3, and the whole model decodes."""
+    config = config_of(load_preset("tdmca-text"))
+    local, compressed = "block_local(block=256)", "memory_compressed(stride=3)"
+    found = [layer["attention"] for layer in config.layers]
+    assert found == [local, compressed, local, compressed, local]
+    assert decodes(config)
 
 
 def test_stages_change_what_they_name() -> None:

@@ -13,10 +13,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mapformers.core.plans import Groups, Plan, Union, WeightedSum, Windows
+from mapformers.core.plans import Groups, Plan, Representatives, Union, WeightedSum, Windows
 
 KEPT = {
     Windows: ("query_segment", "key_segment", "key_is_seen"),
+    Representatives: ("row",),
     Groups: ("query_index", "key_index", "allowed"),
 }
 
@@ -36,7 +37,12 @@ class Choices:
     def settle(self, plan: Plan) -> Plan:
         """The plan as it is, which is kept; after `again` the plan with the integers of the one kept."""
         if isinstance(plan, Union | WeightedSum):
-            return replace(plan, parts=tuple(self.settle(part) for part in plan.parts))
+            plan = replace(plan, parts=tuple(self.settle(part) for part in plan.parts))
+            if isinstance(plan, WeightedSum) and not plan.weights.is_floating_point():  # they choose rows
+                plan = replace(plan, weights=self._settled(plan.weights))
+            return plan
+        if isinstance(plan, Representatives):
+            plan = replace(plan, plan=self.settle(plan.plan))
         names = KEPT.get(type(plan), ())
         found = {name: getattr(plan, name) for name in names}
         settled = {name: self._settled(x) for name, x in found.items() if x is not None}

@@ -1,8 +1,8 @@
 """Decoding, generic by plan kind: what each kind must remember, and one step of it.
 
-Windows keep a ring of the last `before` keys per segment, Features their sums, Dense all keys, Union the
-states of its parts. A mechanism that plans from its history keeps all keys. A state is consumed by the step
-that takes it: its buffers are written to, and the returned state replaces it.
+Windows keep a ring of the last `before` keys per segment, Features their sums, DeltaRule its matrix, Dense
+all keys, Union the states of its parts. A mechanism that plans from its history keeps all keys. A state is
+consumed by the step that takes it: its buffers are written to, and the returned state replaces it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from mapformers.attention.ring import RingState
 from mapformers.core.attended import Attended, merge
 from mapformers.core.errors import MapformersError, require
 from mapformers.core.mechanism import Mechanism
-from mapformers.core.plans import Dense, Features, Plan, Union, Windows
+from mapformers.core.plans import DeltaRule, Dense, Features, Plan, Union, Windows
 from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
+from mapformers.kernels.delta import delta_rule
 from mapformers.kernels.dense import dense_attend
-from mapformers.kernels.features import causal_features, key_sums
+from mapformers.kernels.feature_sums import Sums
+from mapformers.kernels.features import causal_features, keys_of
 from mapformers.kernels.run import run
 from mapformers.kernels.softmax import at_least_float32, expand_heads
 
@@ -144,29 +146,45 @@ class HistoryState:
 
 @dataclass
 class SumState:
-    """sum_j phi_k[j] [v[j], 1]: [B, G, F, E + 1], constant size."""
+    """What the keys so far sum up to, of constant size: sums [B, G, F, E + 1] and their level [B, G]."""
 
-    sums: Tensor
-
-    @classmethod
-    def empty(cls, plan: Features, new: Inputs) -> SumState:
-        """Nothing seen."""
-        phi = at_least_float32(plan.phi_k)
-        return cls(phi.new_zeros(*phi.shape[:2], phi.shape[-1], new.v.shape[-1] + 1))
+    carried: Sums | None = None
 
     def step(self, plan: Features, new: Inputs) -> Attended:
         """What was summed before, and the causal sums among the new tokens."""
-        heads = plan.phi_q.shape[1]
-        phi_q = at_least_float32(plan.phi_q)
-        phi_k = at_least_float32(plan.phi_k) * new.is_real[:, None, :, None]
-        values = new.v.to(phi_k.dtype)
-        attended = causal_features(phi_q, *(expand_heads(x, heads) for x in (phi_k, values, self.sums)))
-        self.sums = self.sums + key_sums(phi_k, values)
+        heads, kv_heads = plan.phi_q.shape[1], new.k.shape[1]
+        before = None
+        if self.carried is not None:
+            sums, level = self.carried
+            before = Sums(expand_heads(sums, heads), level.repeat_interleave(heads // kv_heads, 1))
+        attended, after = causal_features(
+            at_least_float32(plan.phi_q), keys_of(plan, new.v, new.is_real), plan.floor, before
+        )
+        self.carried = Sums(*(x[:, :: heads // kv_heads] for x in after))
         return Attended(attended.output.to(new.v.dtype), attended.lse)
 
     def reorder(self, index: Tensor) -> None:
         """Batch rows in another order."""
-        self.sums = self.sums.index_select(0, index)
+        if self.carried is not None:
+            self.carried = Sums(*(x.index_select(0, index) for x in self.carried))
+
+
+@dataclass
+class DeltaState:
+    """What the keys so far were written into, of constant size: [B, G, F, E]."""
+
+    matrix: Tensor | None = None
+
+    def step(self, plan: DeltaRule, new: Inputs) -> Attended:
+        """The new keys correct the matrix one after another, and each query reads it behind its own."""
+        beta = plan.beta.masked_fill(~new.is_real[:, None], 0.0)
+        y, self.matrix = delta_rule(plan.phi_q, plan.phi_k, beta, new.v, self.matrix)
+        return Attended(y.to(new.v.dtype), y.new_full(y.shape[:3], float("nan")))
+
+    def reorder(self, index: Tensor) -> None:
+        """Batch rows in another order."""
+        if self.matrix is not None:
+            self.matrix = self.matrix.index_select(0, index)
 
 
 @dataclass
@@ -182,7 +200,7 @@ class UnionState:
                 part.reorder(index)
 
 
-PlanState = DenseState | HistoryState | SumState | RingState | UnionState
+PlanState = DenseState | HistoryState | SumState | DeltaState | RingState | UnionState
 
 
 def step_mechanism(
@@ -218,8 +236,11 @@ def step_plan(
         dense = state if isinstance(state, DenseState) else DenseState.empty(new)
         return dense.step(plan, new, score), dense
     if isinstance(plan, Features):
-        sums = state if isinstance(state, SumState) else SumState.empty(plan, new)
+        sums = state if isinstance(state, SumState) else SumState()
         return sums.step(plan, new), sums
+    if isinstance(plan, DeltaRule):
+        matrix = state if isinstance(state, DeltaState) else DeltaState()
+        return matrix.step(plan, new), matrix
     if isinstance(plan, Windows):
         ring = state if isinstance(state, RingState) else RingState.empty(plan, new.k, new.v)
         return ring.step(plan, new, score), ring

@@ -56,6 +56,11 @@ class Mechanism(nn.Module):
         return False
 
     @property
+    def shared_over_layers(self) -> tuple[str, ...]:
+        """Parameters that a model's layers have in common where their mechanisms have the same settings."""
+        return ()
+
+    @property
     def marks_rows(self) -> bool:
         """Whether `plan_by_rows` is defined: some queries may have projections of their own."""
         return False

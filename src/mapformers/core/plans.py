@@ -120,11 +120,21 @@ class Groups:
 class Features:
     """Kernel feature maps: weight(i, j) = phi_q[i] . phi_k[j] / sum_j; the N x M matrix never exists.
 
-    phi_q  [B, H, N, F]; phi_k [B, H, M, F]; both 0 or more, so that the denominator is
+    phi_q         [B, H, N, F]; phi_k [B, G, M, F]
+    log_weight_k  [B, G, M] each key's features are multiplied by exp of it, however large it is
+    log_decay     [B, G, M], 0 or less: what is at or before the key before this one counts exp of it as much
+                  for all queries from here on; needs a causal scope
+    exponents     [F, D]: phi_q [B, H, N, D] and phi_k [B, G, M, D] stand for their features
+                  exp(exponents phi), which are made where they are needed
+    floor         sums below it are raised to it before the division; 0 needs features of 0 or more
     """
 
     phi_q: Tensor
     phi_k: Tensor
+    log_weight_k: Tensor | None = None
+    log_decay: Tensor | None = None
+    exponents: Tensor | None = None
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,36 @@ class Taps:
 
 
 @dataclass(frozen=True)
+class DeltaRule:
+    """A matrix W [F, E] that every key corrects: with W before it, key j adds beta[j] phi_k[j] (v[j] - W^T
+    phi_k[j])^T; query i reads W^T phi_q[i] behind its own key.
+
+    phi_q  [B, H, N, F]; phi_k [B, G, N, F]
+    beta   [B, G, N] how much of the error is corrected; padding corrects nothing
+
+    It needs a causal scope and has no log-sum-exp: weights may be negative and sum to anything.
+    """
+
+    phi_q: Tensor
+    phi_k: Tensor
+    beta: Tensor
+
+
+@dataclass(frozen=True)
+class Representatives:
+    """A few queries attend in place of all: query i has the output of row[i].
+
+    queries  [B, H, C, D] in place of the given ones; they see all keys that the padding leaves, in no order
+    row      [B, H, N] int, negative = sees nothing
+    plan     what the C queries see
+    """
+
+    queries: Tensor
+    row: Tensor
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Union:
     """Parts with disjoint keys under one softmax, merged by their log-sum-exp."""
 
@@ -180,7 +220,7 @@ class WeightedSum:
     weights: Tensor
 
 
-Plan = Dense | Windows | Groups | Features | Pooled | Taps | Union | WeightedSum
+Plan = Dense | Windows | Groups | Features | Pooled | Taps | DeltaRule | Representatives | Union | WeightedSum
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,22 @@ from torch import Tensor
 
 from mapformers.core.attended import Attended, merge
 from mapformers.core.errors import require
-from mapformers.core.plans import Dense, Groups, Plan, Pooled, Ranges, Taps, Union, WeightedSum, Windows
+from mapformers.core.plans import (
+    DeltaRule,
+    Dense,
+    Groups,
+    Plan,
+    Pooled,
+    Ranges,
+    Representatives,
+    Taps,
+    Union,
+    WeightedSum,
+    Windows,
+)
 from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
+from mapformers.kernels.delta import delta_attend
 from mapformers.kernels.dense import dense_attend, dense_output, is_mass, is_plain, own_mass
 from mapformers.kernels.features import feature_attend
 from mapformers.kernels.gpu.flex import flex_can_run, flex_range_attend
@@ -42,6 +55,8 @@ def run(
         return _union(plan, q, k, v, scope, score)
     if isinstance(plan, WeightedSum):
         return _weighted_sum(plan, q, k, v, scope, score)
+    if isinstance(plan, Representatives):
+        return _of_representatives(plan, k, v, scope, score)
     kind = type(plan).__name__.lower()
     require(score is None, f"{kind}: takes no score terms, got {type(score).__name__}; use another mechanism")
     if isinstance(plan, Pooled):
@@ -49,6 +64,8 @@ def run(
         return ranges_attend(ranges, q, pooled_k, pooled_v, Scope(), None)
     if isinstance(plan, Taps):
         return taps_attend(plan, q, v, scope)
+    if isinstance(plan, DeltaRule):
+        return delta_attend(plan, v, scope)
     return feature_attend(plan, v, scope)
 
 
@@ -80,7 +97,7 @@ def _union(plan: Union, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: Sc
         ranges = _normal_form(parts[0], q, k, scope)
         return ranges_attend(replace(ranges, mass=mass), q, k, v, scope, score)
     require(
-        not any(isinstance(part, WeightedSum | Taps) for part in parts),
+        not any(isinstance(part, WeightedSum | Taps | DeltaRule) for part in parts),
         "union: a part must have a log-sum-exp, got a weighted sum; sum the unions instead",
     )
     attended = [
@@ -103,6 +120,20 @@ def _weighted_sum(
     )
     kernels = "+".join(sorted({part.kernel for part in parts}))
     return Attended(output, torch.full_like(parts[0].lse.detach(), float("nan")), kernels)
+
+
+def _of_representatives(
+    plan: Representatives, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None
+) -> Attended:
+    require(
+        score is None and not scope.causal and scope.segments is None,
+        "representatives: take no score terms, causality or documents, got one; use another mechanism",
+    )
+    attended = run(plan.plan, plan.queries, k, v, Scope(key_is_real=scope.key_is_real))
+    row, unseen = plan.row.clamp(min=0), plan.row < 0
+    output = attended.output.gather(2, row.unsqueeze(-1).expand(*row.shape, v.shape[-1]))
+    output = output.masked_fill(unseen.unsqueeze(-1), 0.0)
+    return Attended(output, attended.lse.gather(2, row).masked_fill(unseen, float("-inf")), attended.kernel)
 
 
 def window_attend(

@@ -28,6 +28,7 @@ from mapformers.models.checkpoint import load_pretrained, staged
 from mapformers.models.config import MapformerConfig
 from mapformers.models.inputs import carry_of, new_columns
 from mapformers.models.layers import build_block, seeds
+from mapformers.models.sharing import share_over_layers
 
 EMBEDDING_SCALE = 0.02  # standard deviation of token embeddings, as in GPT-2
 WIDE_BUFFERS = r"kmeans\.(centroids|bias|share|drift)|policy_baseline\.mean"
@@ -158,8 +159,16 @@ class MapformerModel(MapformerPreTrainedModel):
             MapformerLayer(build_block(config, layer, seed))
             for layer, seed in zip(config.layers, rest, strict=True)
         )
+        self._tied_weights_keys = {
+            f"layers.{name}": f"layers.{source}" for name, source in share_over_layers(self.layers).items()
+        }
         self.norm = nn.LayerNorm(config.hidden_size) if config.norm == "pre" else nn.Identity()
         self.post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """As in transformers, with what the layers share, whatever the config says of embeddings."""
+        tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
+        return {**tied, **self._tied_weights_keys}
 
     @can_return_tuple
     def forward(

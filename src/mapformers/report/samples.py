@@ -13,6 +13,7 @@ LARGEST = 8  # of sizes that are not named below
 SMALL: dict[str, dict[str, Any]] = {
     "axial": {"axis": "column", "width": 8},
     "bigbird": {"block": 4, "random": 1},
+    "csalr": {"landmarks": 8},
     "dilated": {"window": 3, "dilation": 3},
     "global_tokens": {"count": 3},
     "image_local": {
@@ -22,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "memory_height": 2,
         "memory_width": 2,
     },
+    "informer": {"factor": 1, "threshold": 0.5},
     "linformer": {"rank": 8},
     "longformer": {"window": 4, "global_tokens": 2},
     "moba": {"block": 4, "top": 2},

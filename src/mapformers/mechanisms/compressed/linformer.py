@@ -2,7 +2,8 @@
 
 Paper    Wang, Li, Khabsa, Fang, Ma 2020, "Linformer", arXiv 2006.04768, section 4.
 Formula  w = softmax(q (E k)^T / sqrt(D)) F, E and F [rank, M] learned: per head, shared by the heads
-         (sharing="headwise"), or one for keys and values of all heads (sharing="key_value")
+         (sharing="headwise"), one for keys and values of all heads (sharing="key_value"), or that one
+         for all layers of a model (sharing="layerwise")
 Cost     time O(N rank D), memory O(N rank)
 Differs  E and F take their column by true position among real tokens, and padding is zeroed before them:
          the public codes ignore padding. Shorter inputs use the first columns. Causal use is refused: every
@@ -10,7 +11,7 @@ Differs  E and F take their column by true position among real tokens, and paddi
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from mapformers.core.plans import Dense, Plan
 from mapformers.core.scope import Scope
 from mapformers.kernels.softmax import expand_heads, scaled_scores
 
+Sharing = Literal["none", "headwise", "key_value", "layerwise"]
+
 
 @dataclass(frozen=True)
 class LinformerConfig:
@@ -30,7 +33,7 @@ class LinformerConfig:
 
     rank: int = option(64, "rows to which keys and values are compressed")
     length: int = option(1024, "longest sequence of keys: columns of the learned projections")
-    sharing: Literal["none", "headwise", "key_value"] = option("none", "who shares projections")
+    sharing: Sharing = option("none", "who shares projections")
 
     def __post_init__(self) -> None:
         require(
@@ -39,7 +42,7 @@ class LinformerConfig:
         require(
             self.length >= 1, f"linformer: length must be 1 or more, got {self.length}; use the longest input"
         )
-        require_known("linformer", "sharing", self.sharing, ("none", "headwise", "key_value"))
+        require_known("linformer", "sharing", self.sharing, get_args(Sharing))
 
 
 class Linformer(Mechanism):
@@ -59,12 +62,25 @@ class Linformer(Mechanism):
         options=options_of(LinformerConfig),
     )
 
+    @property
+    def shared_over_layers(self) -> tuple[str, ...]:
+        """The one projection, where all layers share it."""
+        return ("key_projection",) if self.config.sharing == "layerwise" else ()
+
+    def check_causal(self, causal: bool) -> None:
+        """Say why not."""
+        require(
+            not causal,
+            "linformer: causal is not supported, since compressed keys mix all positions, got causal=True; "
+            "use causal=False or another mechanism",
+        )
+
     def build(self, shape: Shape, generator: torch.Generator) -> None:
         """E and F, uniform in +-1/sqrt(rank)."""
         heads = shape.heads if self.config.sharing == "none" else 1
         size, bound = (heads, self.config.rank, self.config.length), self.config.rank**-0.5
         self.key_projection = nn.Parameter(uniform(size, generator, bound))
-        if self.config.sharing != "key_value":
+        if self.config.sharing in ("none", "headwise"):
             self.value_projection = nn.Parameter(uniform(size, generator, bound))
 
     def plan(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
@@ -98,7 +114,7 @@ class Linformer(Mechanism):
 
     def _of_values(self) -> Tensor:
         """F [H or 1, rank, length]."""
-        return self.key_projection if self.config.sharing == "key_value" else self.value_projection
+        return self.value_projection if hasattr(self, "value_projection") else self.key_projection
 
     def _columns(self, projection: Tensor, m: int, scope: Scope) -> Tensor:
         """[1 or B, H, rank, M] the projection's columns for these keys, zero at padding."""

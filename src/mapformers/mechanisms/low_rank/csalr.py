@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from mapformers.core.card import Card, capabilities, option, options_of
-from mapformers.core.errors import require
+from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import Dense, Plan
 from mapformers.core.scope import Scope
-from mapformers.mechanisms.low_rank.landmarks import factors_of, written_out
+from mapformers.mechanisms.low_rank.landmarks import SHORT, Short, check_length, factors_of, written_out
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class CsalrConfig:
 
     landmarks: int = option(64, "means of tokens that all attention goes through")
     scale: float = option(1.0, "times the identity that is added before the inversion")
+    short: Short = option("refuse", "fewer keys than landmarks: refuse, or take_all as landmarks")
 
     def __post_init__(self) -> None:
         require(
             self.landmarks >= 1,
             f"csalr: landmarks must be 1 or more, got {self.landmarks}; use landmarks=64",
         )
+        require_known("csalr", "short", self.short, SHORT)
         require(
             0 < self.scale < float("inf"),
             f"csalr: scale must be above 0 and finite, got {self.scale}; use scale=1.0",
@@ -71,6 +73,7 @@ class Csalr(Mechanism):
 
     def plan(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
         """Softmax over the landmarks of the keys, whose values solve the small system."""
+        check_length("csalr", self.config.landmarks, k.shape[2], self.config.short)
         parts = factors_of(q, k, scope, self.config.landmarks)
         one = torch.eye(parts.between.shape[-1], dtype=torch.float64, device=q.device)
         inverse = torch.linalg.pinv(parts.between + self.config.scale * one).to(parts.to_keys.dtype)

@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from mapformers.core.errors import require
 from mapformers.core.scope import Scope
 from mapformers.kernels.pooled import pool
 from mapformers.kernels.softmax import (
@@ -16,6 +17,18 @@ from mapformers.kernels.softmax import (
     masked_softmax,
     scaled_scores,
 )
+
+Short = Literal["refuse", "take_all"]
+SHORT = get_args(Short)
+
+
+def check_length(name: str, landmarks: int, m: int, short: Short) -> None:
+    """Refuse M keys where landmarks are more, unless every token is to be one then."""
+    require(
+        landmarks <= m or short == "take_all",
+        f"{name}: landmarks must be at most the number of keys {m}, got {landmarks}; use fewer, or "
+        "short=take_all",
+    )
 
 
 class Landmarks(NamedTuple):

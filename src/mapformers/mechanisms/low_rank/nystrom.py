@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from mapformers.core.card import Card, capabilities, option, options_of
 from mapformers.core.draw import uniform
-from mapformers.core.errors import require
+from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import Dense, Plan, Taps, WeightedSum
 from mapformers.core.scope import Scope
-from mapformers.mechanisms.low_rank.landmarks import factors_of, written_out
+from mapformers.mechanisms.low_rank.landmarks import SHORT, Short, check_length, factors_of, written_out
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class NystromConfig:
     landmarks: int = option(64, "means of tokens that all attention goes through")
     iterations: int = option(6, "steps of the pseudo-inverse; 0 = the exact one")
     kernel: int = option(33, "taps of the convolution of the values; 0 = none")
+    short: Short = option("refuse", "fewer keys than landmarks: refuse, or take_all as landmarks")
 
     def __post_init__(self) -> None:
         require(
             self.landmarks >= 1,
             f"nystrom: landmarks must be 1 or more, got {self.landmarks}; use landmarks=64",
         )
+        require_known("nystrom", "short", self.short, SHORT)
         require(
             self.iterations >= 0,
             f"nystrom: iterations must be 0 or more, got {self.iterations}; use iterations=6",
@@ -84,6 +86,7 @@ class Nystrom(Mechanism):
 
     def plan(self, q: Tensor, k: Tensor, scope: Scope) -> Plan:
         """Softmax over the landmarks of the keys, whose values are the mixtures A^+ B."""
+        check_length("nystrom", self.config.landmarks, k.shape[2], self.config.short)
         parts = factors_of(q, k, scope, self.config.landmarks)
         inverse = pseudo_inverse(parts.between, self.config.iterations).to(parts.to_keys.dtype)
         allowed = None if scope.key_is_real is None else parts.exist.expand(-1, -1, q.shape[2], -1)

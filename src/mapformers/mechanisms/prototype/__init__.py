@@ -1,0 +1,1 @@
+"""Prototype attention: a few queries, or centroids of them, stand for all."""
