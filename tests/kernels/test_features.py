@@ -44,9 +44,10 @@ def test_stretches_carry_their_sums(n: int) -> None:
     compare(Features(phi_q, phi_k), values, grad, (phi_q @ phi_k.transpose(-1, -2)).tril(), inputs)
 
 
-@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize(
+    ("n", "given"), [(n, "both") for n in LENGTHS] + [(STRETCH + 1, "weight"), (STRETCH + 1, "decay")]
+)
 @pytest.mark.parametrize("floor", [0.0, 0.5])
-@pytest.mark.parametrize("given", ["weight", "decay", "both"])
 def test_weights_and_decay_equal_their_matrix(n: int, floor: float, given: str) -> None:
     generator, (phi_q, phi_k, values, grad) = draw(n)
     weight, decay = (torch.randn(1, 2, n, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -42,8 +42,7 @@ def test_two_tokens_by_hand(kernel: str) -> None:
     assert_close(output, (expected @ v[0, 0]).flatten(), "parity")
 
 
-@pytest.mark.parametrize("kernel", ["positive", "two_sided"])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("kernel", "causal"), [("positive", False), ("two_sided", True)])
 def test_many_features_come_close_to_softmax(kernel: str, causal: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     q, k = (0.3 * torch.randn(1, 2, 32, 16, generator=generator) for _ in range(2))
