@@ -111,6 +111,7 @@ def assert_equal_to_dense(blocks: list[EtcBlock], x: Tensor, carry: Carry, what:
         assert_close(zero if a is None else a, zero if b is None else b, "gradient", what)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["none", "left", "right", "holes"])
 @pytest.mark.parametrize("text", cases.BLOCKS["etc"])
 def test_two_layers_equal_one_dense_attention_each(

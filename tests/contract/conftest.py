@@ -33,6 +33,8 @@ WINDOWED = (
     "image_local",
     "binary_tree",
 )
+# What runs both ways is tested the causal way at every commit, which is where most can go wrong.
+CAUSAL = {text for text in FIRST if text not in cases.ALL_BLOCKS and True in cases.directions_of(text)}
 VARIANTS = {*cases.ALL, *cases.ALL_BLOCKS, *cases.MIXTURES} - FIRST
 
 
@@ -61,7 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         one = "torch" if item.module.__name__.endswith(COUNTING) or not windowed else None
         if one is not None and call.params["kernels"] != one:
             continue
-        if any(text in VARIANTS for text in texts) or (one is None and call.params["kernels"] == "torch"):
+        variant = any(text in VARIANTS for text in texts)
+        variant = variant or (one is None and call.params["kernels"] == "torch")
+        if variant or (call.params.get("causal") is False and any(text in CAUSAL for text in texts)):
             item.add_marker(pytest.mark.slow)
         kept.append(item)
     items[:] = kept

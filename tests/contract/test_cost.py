@@ -54,6 +54,7 @@ def test_cost_counts_the_pairs_that_the_definition_shows(text: str, causal: bool
         assert cost.flops == 4 * cases.HEAD_DIM * shown, f"n={n}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "rule", "growth", "causal"), SPECS)
 def test_counted_flops_lie_close_above_the_cost(text: str, rule: str, growth: float, causal: bool) -> None:
     mechanism, counts = made(text), []

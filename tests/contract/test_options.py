@@ -76,6 +76,7 @@ def differ(a: Behaviour, b: Behaviour) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*allow_selection_leak:UserWarning")
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_every_option_changes_something(name: str, option: str) -> None:

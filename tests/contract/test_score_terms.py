@@ -47,6 +47,7 @@ def reference(weights: Tensor, bias: Tensor) -> Tensor:
     return raised / (raised.sum(-1, keepdim=True) + null)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "packed", "positions"])
 @pytest.mark.parametrize(("text", "causal"), SCORED)
 def test_terms_equal_the_dense_reference(text: str, causal: bool, kind: str) -> None:

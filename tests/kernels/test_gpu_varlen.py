@@ -132,6 +132,7 @@ def fitting_cases(draw: st.DrawFn) -> tuple[Case, int, torch.Generator]:
     return Case(plan, scope, n, n + cached), draw(st.sampled_from((1, 2, HEADS))), generator
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(fitting_cases())
 def test_varlen_equals_the_torch_path_over_random_plans(drawn: tuple[Case, int, torch.Generator]) -> None:

@@ -52,6 +52,7 @@ def test_the_check_holds_under_autocast() -> None:
         assert worst_deviation(loaded.library) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
@@ -65,6 +66,7 @@ def test_the_reason_is_said_once(environment: dict[str, str], reason: str, tmp_p
     assert done.stderr == f"mapformers: native kernel off ({reason}); slower torch kernels run instead\n"
 
 
+@pytest.mark.slow
 def test_a_failing_compiler_shows_its_last_lines(tmp_path: Path) -> None:
     compiler = script(
         tmp_path / "cc", 'echo one >&2; echo two >&2; echo "three: no" >&2; echo four >&2; exit 1'
@@ -74,6 +76,7 @@ def test_a_failing_compiler_shows_its_last_lines(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = in_a_process(SHOW, MAPFORMERS_CACHE=str(tmp_path / "file" / "cache"))
@@ -130,6 +133,7 @@ def test_a_failed_self_check_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> No
     assert found.reason == "self-check failed: output in float32 deviates by 3.0e-01"
 
 
+@pytest.mark.slow
 @needs_native
 def test_a_forked_child_computes_the_same() -> None:
     program = """
