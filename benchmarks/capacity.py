@@ -1,6 +1,6 @@
 """How many pairs fit into a sum or a matrix? Retrieval of values by keys, as the number of keys grows.
 
-    OMP_NUM_THREADS=1 python benchmarks/capacity.py --picture docs/pictures/capacity.png   # some six minutes
+    OMP_NUM_THREADS=1 python benchmarks/capacity.py      # some six minutes
 
 A sequence writes every key once (unique) or twice (rewritten: the last value counts), in random order and
 with values dealt out anew; then every key is asked for, in another order. The score is what is left of the
@@ -135,28 +135,6 @@ def chart_of(rows: dict[str, Any], task: str) -> dict[str, Any]:
     return {"x": f"keys, {task}", "y": "squared error left", "lines": lines}
 
 
-def picture(path: Path, charts: list[dict[str, Any]]) -> None:
-    """The charts side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    left = None
-    for number, chart in enumerate(charts):
-        left = axes = figure.add_subplot(1, len(charts), number + 1, sharey=left)
-        for name, line in chart["lines"].items():
-            style = "--" if name.startswith("sum") else "-"
-            axes.plot(*zip(*line, strict=True), style, marker="o", markersize=3, label=name)
-        axes.set_xlabel(chart["x"])
-        axes.set_ylabel(chart["y"])
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    assert left is not None
-    left.legend(fontsize=8)
-    figure.savefig(path, metadata={"Software": None})
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -170,14 +148,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--queries", type=int, default=400, help="of a batch; one sequence at least")
     add("--dim", type=int, default=64)
     add("--rate", type=float, default=3e-2)
-    add("--picture", type=Path, help="draw the curves here; needs matplotlib")
     add("--output", type=Path, help="default: benchmarks/results/<date>-capacity.json")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     options = parse()
-    settings = {name: value for name, value in vars(options).items() if name not in ("output", "picture")}
+    settings = {name: value for name, value in vars(options).items() if name != "output"}
     output = options.output or dated("capacity")
     counts = {task: [int(count) for count in getattr(options, task).split(",")] for task in WRITES}
     rows: dict[str, Any] = {}
@@ -192,10 +169,7 @@ def main() -> None:
             ]
             print(f"{row:13}" + "".join(f"{one:>11}" for one in shown), flush=True)
     charts = [chart_of(rows, task) for task in WRITES]
-    result = {"benchmark": "capacity", "settings": settings, "rows": rows, "chart": charts[0]}
-    write(output, {**result, "chart_rewritten": charts[1]})
-    if options.picture is not None:
-        picture(options.picture, charts)
+    write(output, {"benchmark": "capacity", "settings": settings, "rows": rows, "charts": charts})
     print(f"written to {output}")
 
 

@@ -149,7 +149,13 @@ def main() -> None:
     output = options.output or dated("clusters")
     write(
         output,
-        {"benchmark": "clusters", "settings": settings, "rows": rows, "cpu_seconds": seconds, "chart": chart},
+        {
+            "benchmark": "clusters",
+            "settings": settings,
+            "rows": rows,
+            "cpu_seconds": seconds,
+            "charts": [chart],
+        },
     )
     print(f"written to {output}")
 

@@ -78,7 +78,7 @@ def main() -> None:
     chart = {"x": "random rows m", "y": "relative error of the output", "log": "both", "lines": lines}
     settings = {"counts": counts, "scale": options.scale, "seeds": options.seeds}
     output = options.output or dated("features")
-    write(output, {"benchmark": "features", "settings": settings, "rows": rows, "chart": chart})
+    write(output, {"benchmark": "features", "settings": settings, "rows": rows, "charts": [chart]})
     print(f"written to {output}")
 
 

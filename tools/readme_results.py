@@ -36,12 +36,71 @@ def tables() -> str:
 def more_tables() -> str:
     """Of docs/results.md: whole families."""
     rows = {row: f"`{one['spec']}`" for row, one in newest("recall-64-8")["rows"].items()}
-    return "\n\n".join((family_speed(), recall(rows), duplication())) + "\n"
+    parts = (family_speed("sparse"), family_speed("compact"), recall(rows), duplication())
+    return "\n\n".join((*parts, features(), capacity(), clusters(), set_regression())) + "\n"
 
 
-def family_speed() -> str:
+def features() -> str:
+    """Error of random features by their number."""
+    found = newest("features")
+    rows = {name: [f"{one['mean']:.4f}" for one in row.values()] for name, row in found["rows"].items()}
+    settings = found["settings"]
+    title = (
+        f"Random features instead of softmax: relative error of the output over {settings['seeds']} draws, "
+        f"queries and keys of standard deviation {settings['scale']} ([curve](pictures/features.png))"
+    )
+    return table(title, ["random rows", *(f"{m:,}" for m in settings["counts"])], rows, found)
+
+
+def capacity() -> str:
+    """Error of retrieval by the number of keys, for keys written once and twice."""
+    found = newest("capacity")
+    tasks = {task: found["settings"][task].split(",") for task in ("unique", "rewritten")}
+    rows = {
+        name: [f"{row[task][n]['error']['mean']:.3f}" for task, counts in tasks.items() for n in counts]
+        for name, row in found["rows"].items()
+    }
+    head = [f"{n} keys" if task == "unique" else f"{n} twice" for task, ns in tasks.items() for n in ns]
+    title = (
+        "Retrieval from a sum and from the delta rule, 64 channels: share of the squared error left, keys "
+        f"written once or twice, {found['settings']['seeds']} seeds ([curve](pictures/capacity.png))"
+    )
+    return table(title, ["", *head], rows, found)
+
+
+def clusters() -> str:
+    """Error of clustered attention in a trained encoder."""
+    found = newest("clusters")
+    rows = {
+        name: [f"{one['error']:.3f}" for one in row.values()]
+        for name, row in found["rows"].items()
+        if name != "full"
+    }
+    title = (
+        f"Clustered attention in a trained encoder, {found['settings']['length']} tokens: relative error of "
+        "the attention output by the number of clusters ([curve](pictures/clusters.png))"
+    )
+    return table(title, ["", *map(str, found["settings"]["clusters"])], rows, found)
+
+
+def set_regression() -> str:
+    """The maximum of a set, by encoder and pooling."""
+    found = newest("set-regression")
+    rows = {
+        name: [f"{one['error']['mean']:.2f} ± {one['error']['standard_error']:.2f}"]
+        for name, one in found["rows"].items()
+    }
+    title = (
+        "The maximum of 1 to 10 numbers in [0, 100): mean absolute error over "
+        f"{found['settings']['seeds']} seeds; encoder and pooling (sab: all pairs, isab: through learned "
+        f"points, ff: each number by itself). A constant gives {found['constant']:.1f}"
+    )
+    return table(title, ["", "error"], rows, found)
+
+
+def family_speed(family: str) -> str:
     """Forward and backward beside SDPA, where that is crossed, and memory."""
-    found = newest("speed-sparse")
+    found = newest(f"speed-{family}")
     shortest = min(int(n) for n in found["seconds"])
     rows = {}
     for name, peak in found["peak_mb"][LONGEST].items():

@@ -29,9 +29,9 @@ from mapformers.mechanisms.linear.rfa import Rfa
 from mapformers.mechanisms.low_rank.csalr import Csalr
 from mapformers.mechanisms.low_rank.low_rank_band import LowRankBand
 from mapformers.mechanisms.low_rank.nystrom import Nystrom
-from mapformers.mechanisms.prototype.clustered import Clustered
-from mapformers.mechanisms.prototype.improved_clustered import ImprovedClustered
-from mapformers.mechanisms.prototype.informer import Informer
+from mapformers.mechanisms.prototypes.clustered import Clustered
+from mapformers.mechanisms.prototypes.improved_clustered import ImprovedClustered
+from mapformers.mechanisms.prototypes.informer import Informer
 from mapformers.mechanisms.sparse.axial import Axial
 from mapformers.mechanisms.sparse.band import Band
 from mapformers.mechanisms.sparse.bigbird import BigBird

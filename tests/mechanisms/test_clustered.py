@@ -5,8 +5,8 @@ import torch
 
 import mapformers as mf
 from mapformers.core.mechanism import Shape
-from mapformers.mechanisms.prototype.clustered import Clustered
-from mapformers.mechanisms.prototype.hamming import bits_of, clusters_of, tiles_of
+from mapformers.mechanisms.prototypes.clustered import Clustered
+from mapformers.mechanisms.prototypes.hamming import bits_of, clusters_of, tiles_of
 from tests.tolerances import assert_close
 
 NAMES = ("clustered", "improved_clustered")

@@ -13,8 +13,8 @@ from mapformers.core.mechanism import Mechanism, Shape
 from mapformers.core.plans import Features, WeightedSum
 from mapformers.core.scope import Scope
 from mapformers.kernels.run import run
-from mapformers.mechanisms.prototype.sampled_keys import SampledKeys
-from mapformers.mechanisms.prototype.threshold import Threshold
+from mapformers.mechanisms.prototypes.sampled_keys import SampledKeys
+from mapformers.mechanisms.prototypes.threshold import Threshold
 from tests.mechanisms.test_by_hand import weights_by_probing
 from tests.tolerances import assert_close
 

@@ -6,7 +6,7 @@ CLUSTERED = ("tests/mechanisms/test_clustered.py",)
 CLUSTERED_MUTANTS = (
     Mutant(
         "padding votes for the bits of a cluster",
-        "mechanisms/prototype/hamming.py",
+        "mechanisms/prototypes/hamming.py",
         "voters = bits * real[:, None, :, None]",
         "voters = bits",
         CLUSTERED,
@@ -14,7 +14,7 @@ CLUSTERED_MUTANTS = (
     ),
     Mutant(
         "a cluster for each query only where queries are fewer",
-        "mechanisms/prototype/hamming.py",
+        "mechanisms/prototypes/hamming.py",
         "total <= count",
         "total < count",
         CLUSTERED,
@@ -22,7 +22,7 @@ CLUSTERED_MUTANTS = (
     ),
     Mutant(
         "members score all the mass for themselves",
-        "mechanisms/prototype/improved_clustered.py",
+        "mechanisms/prototypes/improved_clustered.py",
         "torch.stack([1 - on_best, on_best], -1)",
         "torch.stack([1 - on_best, torch.ones_like(on_best)], -1)",
         CLUSTERED,
@@ -30,7 +30,7 @@ CLUSTERED_MUTANTS = (
     ),
     Mutant(
         "the best keys are seen by the mean too",
-        "mechanisms/prototype/improved_clustered.py",
+        "mechanisms/prototypes/improved_clustered.py",
         "_mask(best, m).logical_not_()",
         "_mask(best[..., :1], m).logical_not_()",
         CLUSTERED,
@@ -38,7 +38,7 @@ CLUSTERED_MUTANTS = (
     ),
     Mutant(
         "the padding of a context is taken for that of the queries",
-        "mechanisms/prototype/clustered.py",
+        "mechanisms/prototypes/clustered.py",
         "real is None or scope.positions is None or real.shape[1] != n",
         "real is None or real.shape[1] != n",
         CLUSTERED,

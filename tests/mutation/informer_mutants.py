@@ -6,7 +6,7 @@ INFORMER = ("tests/mechanisms/test_informer.py",)
 INFORMER_MUTANTS = (
     Mutant(
         "the samples reach into the future",
-        "mechanisms/prototype/sampled_keys.py",
+        "mechanisms/prototypes/sampled_keys.py",
         "pool = rank + 1 if past else length",
         "pool = length",
         INFORMER,
@@ -14,7 +14,7 @@ INFORMER_MUTANTS = (
     ),
     Mutant(
         "padding is sampled",
-        "mechanisms/prototype/sampled_keys.py",
+        "mechanisms/prototypes/sampled_keys.py",
         "order = (~real).long().argsort(dim=1, stable=True)",
         "order = torch.arange(m, device=device).expand(len(real), -1)",
         INFORMER,
@@ -22,7 +22,7 @@ INFORMER_MUTANTS = (
     ),
     Mutant(
         "the mean is over all keys, as in the published code",
-        "mechanisms/prototype/sampled_keys.py",
+        "mechanisms/prototypes/sampled_keys.py",
         "total / sampled.count[:, None].clamp(min=1)",
         "total / k.shape[2]",
         INFORMER,
@@ -30,7 +30,7 @@ INFORMER_MUTANTS = (
     ),
     Mutant(
         "documents compete for rows",
-        "mechanisms/prototype/chosen_rows.py",
+        "mechanisms/prototypes/chosen_rows.py",
         "sampled.count, scope.segments)",
         "sampled.count, None)",
         INFORMER,
@@ -38,7 +38,7 @@ INFORMER_MUTANTS = (
     ),
     Mutant(
         "the threshold learns from padding",
-        "mechanisms/prototype/sampled_keys.py",
+        "mechanisms/prototypes/sampled_keys.py",
         "    real = torch.ones_like(share, dtype=torch.bool) if is_real is None else is_real[:, rows]\n",
         "    real = torch.ones_like(share, dtype=torch.bool)\n",
         INFORMER,

@@ -1,11 +1,13 @@
 """Features that are exponentials of projections: exp(R x), kept in a range where nothing overflows."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+LOG2_E = math.log2(math.e)
 AT_A_TIME = 1024  # tokens whose features fit into the cache
 
 
@@ -14,9 +16,9 @@ def exponential(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
     Without gradient. The largest feature of a token is 1. top [.., n] depends on that token alone.
     """
-    exponent = x @ rows.T
+    exponent = x @ (rows * LOG2_E).T  # torch's exp2 takes a third of the time of its exp
     top = exponent.amax(-1)
-    return exponent.sub_(top.unsqueeze(-1)).exp_(), top
+    return exponent.sub_(top.unsqueeze(-1)).exp2_(), top / LOG2_E
 
 
 def exponential_grad(grad: Tensor, features: Tensor, rows: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mapformers.kernels.exponential import exponential, exponential_grad
+from mapformers.kernels.exponential import LOG2_E, exponential, exponential_grad
 
 CHUNK = 64
 STRETCH = 16 * CHUNK
@@ -95,7 +95,7 @@ class _Tile:
         marks = F.pad(mark, (0, pad), value=float("-inf")).unflatten(-1, (-1, CHUNK))
         tops = torch.cat([top, top[:, -1:].expand(-1, pad)], -1).unflatten(-1, (-1, CHUNK))
         levels = torch.cat([level[:, None], tops[..., -1]], -1)  # [p, chunks + 1]
-        self.share = (marks.unsqueeze(-2) - tops.unsqueeze(-1)).exp_().tril_()
+        self.share = (marks.unsqueeze(-2) - tops.unsqueeze(-1)).mul_(LOG2_E).exp2_().tril_()
         self.read = (levels[:, :-1, None] - tops).exp_().unsqueeze(-1)
         self.kept = (marks - levels[:, 1:, None]).exp_().unsqueeze(-1)
         self.bring = (levels[:, None, :] - levels[:, :, None]).clamp_(max=0).exp_().tril_()

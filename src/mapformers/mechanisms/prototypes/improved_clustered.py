@@ -19,8 +19,8 @@ from mapformers.core.mechanism import Cost
 from mapformers.core.plans import Dense, Groups, Plan, Representatives, WeightedSum
 from mapformers.core.scope import Scope
 from mapformers.kernels.softmax import masked_softmax, scaled_scores
-from mapformers.mechanisms.prototype.clustered import Clustered, ClusteredConfig
-from mapformers.mechanisms.prototype.hamming import tiles_of
+from mapformers.mechanisms.prototypes.clustered import Clustered, ClusteredConfig
+from mapformers.mechanisms.prototypes.hamming import tiles_of
 
 TILE = 32  # members of a cluster that see its best keys together, at most
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mapformers.core.scope import Scope
 from mapformers.kernels.softmax import scaled_scores
-from mapformers.mechanisms.prototype.sampled_keys import SampledKeys, sparsity
+from mapformers.mechanisms.prototypes.sampled_keys import SampledKeys, sparsity
 
 
 def chosen_rows(q: Tensor, k: Tensor, scope: Scope, sampled: SampledKeys, threshold: Tensor | None) -> Tensor:

@@ -29,9 +29,9 @@ from mapformers.core.plans import Features, Plan, WeightedSum, Windows
 from mapformers.core.scope import Scope
 from mapformers.kernels.softmax import masked_softmax, scaled_scores
 from mapformers.mechanisms.content.leak import refuse_leak, warn_of_leak
-from mapformers.mechanisms.prototype.chosen_rows import chosen_by_definition, chosen_rows
-from mapformers.mechanisms.prototype.sampled_keys import SampledKeys, kept_of, sparsity_of_some
-from mapformers.mechanisms.prototype.threshold import Threshold
+from mapformers.mechanisms.prototypes.chosen_rows import chosen_by_definition, chosen_rows
+from mapformers.mechanisms.prototypes.sampled_keys import SampledKeys, kept_of, sparsity_of_some
+from mapformers.mechanisms.prototypes.threshold import Threshold
 from mapformers.mechanisms.sparse.draws import draw_seed
 
 

@@ -22,7 +22,7 @@ from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import Dense, Plan, Representatives
 from mapformers.core.scope import Scope
 from mapformers.kernels.softmax import at_least_float32, masked_softmax, scaled_scores
-from mapformers.mechanisms.prototype.hamming import bits_of, clusters_of
+from mapformers.mechanisms.prototypes.hamming import bits_of, clusters_of
 
 
 @dataclass(frozen=True)
