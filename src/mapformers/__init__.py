@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mapformers.audit import audit
-    from mapformers.build import attention, block, mechanism
+    from mapformers.build import attention, block, mechanism, score
     from mapformers.catalog import catalog
     from mapformers.core.errors import MapformersError
     from mapformers.functional import attend, dense_weights
@@ -23,6 +23,7 @@ __all__ = [
     "catalog",
     "dense_weights",
     "mechanism",
+    "score",
 ]
 
 # Where each public name lives. Loaded at its first use, so that the command line starts without torch.
@@ -35,6 +36,7 @@ _HOMES = {
     "catalog": "catalog",
     "dense_weights": "functional",
     "mechanism": "build",
+    "score": "build",
 }
 
 

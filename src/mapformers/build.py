@@ -7,12 +7,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from mapformers import spec
-from mapformers.attention.multi_head import AttentionOptions, MultiHeadAttention, bind_mechanisms
+from mapformers.attention.multi_head import MultiHeadAttention, bind_mechanisms
+from mapformers.attention.result import AttentionOptions, Ports
 from mapformers.blocks.base import Block, Site
-from mapformers.catalog import BLOCKS, MECHANISMS, MERGES, PROJECTIONS, SCORES, find
+from mapformers.catalog import BLOCKS, LOSSES, MECHANISMS, MERGES, PROJECTIONS, SCORES, find
 from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Mechanism
-from mapformers.core.score import ScoreTerm, SumOfTerms
+from mapformers.core.score import ScoreSite, ScoreTerm, SumOfTerms
+from mapformers.heads.head_loss import HeadLoss
 from mapformers.heads.merging import Concatenate, ConcatenateConfig, Merge
 from mapformers.heads.projection import (
     GroupedQuery,
@@ -60,6 +62,7 @@ def attention(
     score: str | ScoreTerm | None = None,
     project: str | Projection | None = None,
     merge: str | Merge | None = None,
+    loss: str | None = None,
     dropout: float = 0.0,
     seed: int | torch.Generator = 0,
 ) -> MultiHeadAttention:
@@ -69,6 +72,7 @@ def attention(
     head_dim   size of a head; default dim / heads
     kv_heads   key/value heads; default heads. Short for project="grouped_query(kv_heads=..)"
     score, project, merge   the other ports, as spec or object
+    loss       what heads are asked for besides the task, in training: "disagreement + guided" for example
     dropout    of the heads' outputs, in training
     seed       of the initial weights (or a torch.Generator); the global random state is not touched
     Raises MapformersError for sizes that do not divide, unknown names, and combinations that are not
@@ -88,14 +92,30 @@ def attention(
     sizes = Sizes(dim, heads, head_dim or dim // heads)
     projection = _projection(project, kv_heads, sizes, generator)
     shares = bind_mechanisms(_mechanisms(mechanism, heads), sizes, projection.kv_heads, generator)
-    return MultiHeadAttention(
-        sizes=sizes,
-        mechanisms=shares,
-        project=projection,
-        merge=_merge(merge, sizes, generator),
-        score=_score(score, heads),
-        options=AttentionOptions(causal=causal, rotary=rotary, rotary_base=rotary_base, dropout=dropout),
+    ports = Ports(
+        projection,
+        _merge(merge, sizes, generator),
+        _score(score, sizes, causal, generator),
+        _losses(loss, sizes, causal, generator),
     )
+    return MultiHeadAttention(sizes, shares, ports, AttentionOptions(causal, rotary, rotary_base, dropout))
+
+
+def score(
+    text: str, heads: int, head_dim: int, *, causal: bool = False, seed: int | torch.Generator = 0
+) -> ScoreTerm:
+    """A score term by its spec, for example "alibi" or "t5_bias(buckets=16) + adaptive_span(limit=1024)".
+
+    For `mf.attend` and for layers of your own; `mf.attention` takes the spec itself.
+    Raises MapformersError for unknown names and options.
+    """
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    site = ScoreSite(heads, head_dim, causal)
+    terms: list[ScoreTerm] = []
+    for part in spec.parse(text):
+        entry = find(SCORES, part.name, "score")
+        terms.append(entry(make_config(entry, part.options), site, generator))
+    return terms[0] if len(terms) == 1 else SumOfTerms(terms)
 
 
 def block(
@@ -174,14 +194,23 @@ def _merge(given: str | Merge | None, sizes: Sizes, generator: torch.Generator) 
     return merge
 
 
-def _score(given: str | ScoreTerm | None, heads: int) -> ScoreTerm | None:
-    if given is None or isinstance(given, ScoreTerm):
+def _score(
+    given: str | ScoreTerm | None, sizes: Sizes, causal: bool, generator: torch.Generator
+) -> ScoreTerm | None:
+    if not isinstance(given, str):
         return given
-    terms: list[ScoreTerm] = []
-    for part in spec.parse(given):
-        entry = find(SCORES, part.name, "score")
-        terms.append(entry(make_config(entry, part.options), heads))
-    return terms[0] if len(terms) == 1 else SumOfTerms(terms)
+    return score(given, sizes.heads, sizes.head_dim, causal=causal, seed=generator)
+
+
+def _losses(
+    given: str | None, sizes: Sizes, causal: bool, generator: torch.Generator
+) -> tuple[HeadLoss, ...]:
+    losses: list[HeadLoss] = []
+    for part in spec.parse(given) if given is not None else ():
+        entry = find(LOSSES, part.name, "loss")
+        site = ScoreSite(sizes.heads, sizes.head_dim, causal)
+        losses.append(entry(make_config(entry, part.options), site, generator))
+    return tuple(losses)
 
 
 def _one(entries: tuple[type, ...], text: str, what: str) -> tuple[Any, Any]:
@@ -210,4 +239,4 @@ def _example(hint: type) -> str:
     return {int: "128", float: "0.5", bool: "true", str: "word"}.get(hint, "...")
 
 
-__all__ = ["attention", "block", "make_config", "mechanism"]
+__all__ = ["attention", "block", "make_config", "mechanism", "score"]

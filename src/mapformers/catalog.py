@@ -11,10 +11,13 @@ from mapformers.blocks.star import StarBlock
 from mapformers.blocks.transformer import TransformerBlock
 from mapformers.core.card import Card
 from mapformers.core.errors import require_known
+from mapformers.heads.disagreement import Disagreement
+from mapformers.heads.guided import Guided
 from mapformers.heads.local_global import LocalGlobal
 from mapformers.heads.merging import Concatenate
 from mapformers.heads.projection import GroupedQuery, MultiHead
 from mapformers.heads.shared_qk import SharedQK
+from mapformers.heads.talking_heads import TalkingHeads
 from mapformers.mechanisms.compressed.linformer import Linformer
 from mapformers.mechanisms.compressed.memory_compressed import MemoryCompressed
 from mapformers.mechanisms.content.moba import Moba
@@ -44,7 +47,18 @@ from mapformers.mechanisms.sparse.longformer import Longformer
 from mapformers.mechanisms.sparse.random_keys import RandomKeys
 from mapformers.mechanisms.sparse.sparse_transformer import SparseTransformer
 from mapformers.mechanisms.sparse.strided import Strided
+from mapformers.priors.adaptive_span import AdaptiveSpan
 from mapformers.priors.alibi import Alibi
+from mapformers.priors.camtl import Camtl
+from mapformers.priors.evolving import Evolving
+from mapformers.priors.gaussian import Gaussian
+from mapformers.priors.hard_gaussian import HardGaussian
+from mapformers.priors.localness import Localness
+from mapformers.priors.multi_scale import MultiScale
+from mapformers.priors.realformer import RealFormer
+from mapformers.priors.shaw import Shaw
+from mapformers.priors.synthesizer import Synthesizer
+from mapformers.priors.t5_bias import T5Bias
 
 MECHANISMS = (
     Full,
@@ -77,9 +91,24 @@ MECHANISMS = (
     Csalr,
     Nystrom,
 )
-SCORES = (Alibi,)
+SCORES = (
+    Localness,
+    Gaussian,
+    Evolving,
+    RealFormer,
+    Camtl,
+    HardGaussian,
+    Synthesizer,
+    Shaw,
+    Alibi,
+    T5Bias,
+    TalkingHeads,
+    AdaptiveSpan,
+    MultiScale,
+)
 PROJECTIONS = (MultiHead, GroupedQuery, LocalGlobal, SharedQK)
 MERGES = (Concatenate,)
+LOSSES = (Disagreement, Guided)
 BLOCKS = (
     TransformerBlock,
     StarBlock,
@@ -92,7 +121,7 @@ BLOCKS = (
     InducedSetBlock,
 )
 
-CATALOG: tuple[type, ...] = MECHANISMS + SCORES + PROJECTIONS + MERGES + BLOCKS
+CATALOG: tuple[type, ...] = MECHANISMS + SCORES + PROJECTIONS + MERGES + LOSSES + BLOCKS
 
 
 def catalog() -> tuple[Card, ...]:
@@ -101,8 +130,14 @@ def catalog() -> tuple[Card, ...]:
 
 
 def loss_names() -> tuple[str, ...]:
-    """The auxiliary losses that mechanisms return in training."""
-    return tuple(dict.fromkeys(name for mechanism in MECHANISMS for name in mechanism.loss_names))
+    """The auxiliary losses that mechanisms, score terms and head losses return in training."""
+    of_layers = (name for entry in (*MECHANISMS, *SCORES) for name in entry.loss_names)
+    return tuple(dict.fromkeys((*of_layers, *head_loss_weights())))
+
+
+def head_loss_weights() -> dict[str, float]:
+    """The losses of heads with the weights that their papers give them."""
+    return {name: weight for entry in LOSSES for name, weight in entry.loss_weights.items()}
 
 
 def policy_names() -> tuple[str, ...]:

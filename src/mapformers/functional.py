@@ -5,7 +5,8 @@ from torch import Tensor
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Mechanism, Shape
 from mapformers.core.scope import Scope
-from mapformers.core.score import ScoreTerm
+from mapformers.core.score import Call, ScoreTerm
+from mapformers.kernels.fit import fitted
 from mapformers.kernels.run import run_output
 
 
@@ -43,7 +44,11 @@ def attend(
         f"and {tuple(k.shape)}; "
         "pass one value for each key",
     )
-    return run_output(mechanism.plan(q, k, scope), q, k, v, scope, score)[0]
+    plan = mechanism.plan(q, k, scope)
+    if score is None:
+        return run_output(plan, q, k, v, scope)[0]
+    call, _ = score.bind(Call(q, k, q, k, v, (plan,), scope))
+    return call.finished(run_output(fitted(plan, call), call.q, call.k, call.v, scope, call.bias)[0])
 
 
 def dense_weights(
@@ -105,6 +110,11 @@ def check_supports(
 ) -> None:
     """Refuse, by name, what the mechanism's card does not claim."""
     card = mechanism.card
+    require(
+        score is None or not score.needs_map or mechanism.sees_all,
+        f"{card.name}: score terms that need the scores of all pairs are not supported, got one; "
+        "use full attention",
+    )
     mechanism.check_causal(causal)  # first, since it knows why
     wanted = {
         "causal": (causal, "use causal=False or another mechanism"),

@@ -83,14 +83,18 @@ def _value(text: str) -> Any:
 
 
 def _split(text: str, mark: str) -> list[str]:
-    """Split at `mark` outside brackets."""
-    pieces, depth, current = [], 0, ""
+    """Split at `mark` outside brackets and quotes."""
+    pieces, depth, current, quote = [], 0, "", ""
     for letter in text:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == mark and depth == 0:
+        if letter in "'\"" and quote in ("", letter):
+            quote = "" if quote else letter
+        if not quote:
+            depth += (letter in "([") - (letter in ")]")
+        if letter == mark and depth == 0 and not quote:
             pieces.append(current)
             current = ""
         else:
             current += letter
+    require(not quote, f"spec: quotes must close, got {text!r}; check the quotes")
     require(depth == 0, f"spec: brackets must close, got {text!r}; check the brackets")
     return [*pieces, current]

@@ -195,6 +195,7 @@ def test_dropout_only_in_training(x: Tensor) -> None:
         ({"mechanism": "full:3 + band:2"}, r"spec: heads of all parts"),
         ({"mechanism": "full + band:2"}, r"spec: heads of all parts"),
         ({"mechanism": "band(window=3"}, r"spec: brackets must close"),
+        ({"mechanism": "band(window='3)"}, r"spec: quotes must close"),
         ({"mechanism": ""}, r"spec: must be text"),
         ({"mechanism": "full", "heads": 3}, r"attention: heads must divide dim=32, got 3"),
         ({"mechanism": "full", "heads": 0}, r"attention: heads must be 1 or more, got 0"),

@@ -12,15 +12,17 @@ from mapformers.attention.multi_head import MultiHeadAttention
 from mapformers.catalog import BLOCKS as BLOCK_ENTRIES
 from mapformers.catalog import find
 from mapformers.core.mechanism import Mechanism, Shape
+from tests.contract import table
+from tests.contract.ports import PORT_CHANGES
 from tests.contract.table import ALL as ALL
 from tests.contract.table import ALL_BLOCKS as ALL_BLOCKS
 from tests.contract.table import BLOCKS as BLOCKS
-from tests.contract.table import CHANGES as CHANGES
 from tests.contract.table import COSTS as COSTS
 from tests.contract.table import MIXTURES as MIXTURES
 from tests.contract.table import SPECS as SPECS
 from tests.contract.table import CostRule as CostRule
 
+CHANGES = {**table.CHANGES, **PORT_CHANGES}
 HEADS, HEAD_DIM, DIM = 4, 8, 32
 LENGTHS = (1, 2, 5, 6, 7, 17, 40, 61, 67, 131)  # 5, 6, 7: window and window +- 1; 61, 67, 131 are primes
 LENGTHS_WITH_GRADIENT = (2, 17, 67, 131)

@@ -291,12 +291,6 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "top": ({"block": 4, "window": 3}, 1),
         "window": ({"block": 4, "top": 1}, 3),
     },
-    "alibi": {},
-    "multi_head": {},
-    "local_global": {},
-    "shared_qk": {},
-    "grouped_query": {"kv_heads": ({}, 2)},
-    "concatenate": {},
     "transformer": {
         "attention": ({}, "band(window=2)"),
         "norm": ({}, "post"),

@@ -11,7 +11,6 @@ import mapformers as mf
 from mapformers.catalog import BLOCKS, MECHANISMS
 from mapformers.core.card import CAPABILITIES
 from mapformers.core.carry import Carry
-from mapformers.priors.alibi import Alibi, AlibiConfig
 from tests.contract import cases
 
 N = 9
@@ -66,7 +65,7 @@ PROBES: dict[str, tuple[Probe, ...]] = {
     ),
     "rotary": (lambda t, c, g: through_layer(t, c, g, rotary=True),),
     "score": (
-        lambda t, c, g: attend(t, c, g, score=Alibi(AlibiConfig(), cases.HEADS)),
+        lambda t, c, g: attend(t, c, g, score=mf.score("alibi", cases.HEADS, cases.HEAD_DIM)),
         lambda t, c, g: through_layer(t, c, g, score="alibi"),
     ),
     "rows_sum_to_one": (rows,),  # a promise, not a switch: test_parity.py holds it to account

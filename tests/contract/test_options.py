@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import mapformers as mf
-from mapformers.catalog import BLOCKS, MECHANISMS, MERGES, PROJECTIONS, SCORES, catalog
+from mapformers.attention.multi_head import MultiHeadAttention
+from mapformers.catalog import BLOCKS, LOSSES, MECHANISMS, MERGES, PROJECTIONS, SCORES, catalog
 from mapformers.core.carry import Carry
 from tests.contract import cases
 
@@ -30,15 +31,24 @@ def trained(module: nn.Module, call: Callable[[Tensor], Tensor]) -> Behaviour:
 
 
 def of_layer(**arguments: Any) -> Behaviour:
-    """What a layer does under both settings of causal, or how it refuses."""
+    """What two layers on top of each other do under both settings of causal, or how they refuse."""
     seen: Behaviour = []
     for causal in (False, True):
         try:
             layer = mf.attention(dim=cases.DIM, heads=cases.HEADS, causal=causal, **arguments)
-            seen += trained(layer, layer)
+            seen += trained(layer, lambda x, layer=layer: twice(layer, x))
         except mf.MapformersError as error:
             seen.append(str(error))
     return seen
+
+
+def twice(layer: MultiHeadAttention, x: Tensor) -> Tensor:
+    """The layer on top of itself, with what it carries, its losses and what learns beside it."""
+    below = layer.attend(x)
+    above = layer.attend(x + below.output, below.carry)
+    learning = sum(p.requires_grad for p in layer.parameters())
+    extra = [*above.losses.values(), torch.tensor(float(learning))]
+    return torch.cat([above.output.flatten(), *(value.detach().flatten() for value in extra)])
 
 
 def of_block(text: str) -> Behaviour:
@@ -60,10 +70,18 @@ def behaviour(name: str, options: dict[str, Any]) -> Behaviour:
         return of_layer(mechanism=text)
     if kinds[name] == "block":
         return of_block(text)
-    return of_layer(mechanism="band(window=5)", **{kinds[name]: text})
+    mechanism = "full" if kinds[name] in ("score", "loss") else "band(window=5)"
+    return of_layer(mechanism=mechanism, **{kinds[name]: text})
 
 
-ENTRIES = {"mechanism": MECHANISMS, "score": SCORES, "project": PROJECTIONS, "merge": MERGES, "block": BLOCKS}
+ENTRIES = {
+    "mechanism": MECHANISMS,
+    "score": SCORES,
+    "project": PROJECTIONS,
+    "merge": MERGES,
+    "loss": LOSSES,
+    "block": BLOCKS,
+}
 OPTIONS = [(card.name, option.name) for card in catalog() for option in card.options]
 
 

@@ -6,11 +6,12 @@ from torch import Tensor
 
 import mapformers as mf
 from mapformers.core.score import Pairs, ScoreTerm
-from mapformers.priors.alibi import Alibi, AlibiConfig
 from tests.contract import cases
 from tests.tolerances import assert_close
 
 SCORED = [(t, c) for t, c in cases.with_directions() if cases.supports(t, "score") and "paper" not in t]
+
+BY_DISTANCE = ("alibi", "t5_bias(buckets=8, limit=12)")
 
 
 class Learned(ScoreTerm):
@@ -58,7 +59,8 @@ def test_terms_equal_the_dense_reference(text: str, causal: bool, kind: str) -> 
     k = cases.share(text, q, k)
     scope = cases.scope_arguments(kind, n, generator)
     positions = mf.core.scope.Scope.of(causal, **scope).query_positions(n, q.device).expand(2, -1)
-    for term in (Alibi(AlibiConfig(), cases.HEADS), Learned()):
+    by_name = (mf.score(name, cases.HEADS, cases.HEAD_DIM, causal=causal) for name in BY_DISTANCE)
+    for term in (*(term.double() for term in by_name), Learned()):
         fast = mf.attend(mechanism, q, k, v, causal=causal, score=term, **scope)
         weights = mf.dense_weights(mechanism, q, k, causal=causal, **scope)
         slow = reference(weights, bias_of(term, n, positions)) @ v
@@ -83,7 +85,7 @@ def test_alibi_by_hand() -> None:
 
 
 def bias_of_two_heads(positions: Tensor) -> Tensor:
-    term = Alibi(AlibiConfig(), 2)
+    term = mf.score("alibi", 2, cases.HEAD_DIM)
     pairs = Pairs(
         batch=torch.zeros(1, 1, 1, 1, dtype=torch.long),
         head=torch.arange(2).view(1, -1, 1, 1),

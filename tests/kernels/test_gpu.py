@@ -19,6 +19,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import AuxOutput, BlockMask, create_block_mask, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import mapformers as mf
 from mapformers.core.attended import Attended
 from mapformers.core.plans import Ranges, Windows
 from mapformers.core.scope import Scope
@@ -28,7 +29,6 @@ from mapformers.kernels.gpu.flex import block_mask_of, flex_range_attend, range_
 from mapformers.kernels.ranges import range_attend
 from mapformers.kernels.softmax import expand_heads, softmax_attend
 from mapformers.kernels.windows import ranges_of
-from mapformers.priors.alibi import Alibi, AlibiConfig
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.slow  # unfused FlexAttention is slow on the CPU
@@ -143,7 +143,7 @@ def test_flex_shares_key_value_heads(groups: int, generator: torch.Generator) ->
 
 @pytest.mark.parametrize("n", [17, 129])
 def test_flex_adds_score_terms_by_true_positions(n: int, generator: torch.Generator) -> None:
-    alibi = Alibi(AlibiConfig(), HEADS)
+    alibi = mf.score("alibi", HEADS, DIM)
     for name, case in cases_of(n, False, generator):
         moved = torch.rand((BATCH, n), generator=generator).mul(3 * n).long().sort(-1).values
         case = replace(case, scope=replace(case.scope, positions=moved))
@@ -200,7 +200,7 @@ def test_flex_equals_the_torch_path_over_random_plans(
     drawn: tuple[Case, torch.Generator], biased: bool, dtype: torch.dtype
 ) -> None:
     case, generator = drawn
-    score = Alibi(AlibiConfig(), HEADS) if biased else None
+    score = mf.score("alibi", HEADS, DIM) if biased else None
     assert_flex(case, inputs_of(case, generator, dtype), score, str(case))
 
 
@@ -255,7 +255,7 @@ def test_flex_lists_the_right_blocks_and_passes_gradients_on(drawn: tuple[Case, 
     """The unfused form on the CPU looks at mask_mod alone; this one at the tables of blocks too."""
     case, generator = drawn
     leaves = [x.requires_grad_() for x in inputs_of(case, generator, torch.float64)]
-    ranges, alibi = ranges_of_case(case), Alibi(AlibiConfig(), HEADS)
+    ranges, alibi = ranges_of_case(case), mf.score("alibi", HEADS, DIM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_flex, "flex_attention", dense_flex)
         ours = flex_range_attend(ranges, *leaves, case.scope, alibi)
@@ -337,12 +337,16 @@ def test_lengths_and_layers_share_a_kernel(
     monkeypatch.setattr(torch_flex, "flex_attention", flex._compiled.__wrapped__())
     for layer in range(4):
         case = dict(cases_of(40, True, generator))["band"]
-        assert_flex(case, inputs_of(case, generator, torch.float32), Alibi(AlibiConfig(), HEADS), f"{layer}")
+        assert_flex(
+            case, inputs_of(case, generator, torch.float32), mf.score("alibi", HEADS, DIM), f"{layer}"
+        )
     assert len(kernels) == 1
     for n in (41, 129, 130, 200, 300):
         for name in ("band", "blocks", "packed band"):
             case = dict(cases_of(n, True, generator))[name]
-            assert_flex(case, inputs_of(case, generator, torch.float32), Alibi(AlibiConfig(), HEADS), f"{n}")
+            assert_flex(
+                case, inputs_of(case, generator, torch.float32), mf.score("alibi", HEADS, DIM), f"{n}"
+            )
     # The first length; then three kinds of orders, once for one block of queries and once for several.
     assert len(kernels) <= 1 + 3 * 2
 
@@ -362,7 +366,7 @@ def test_compiled_flex_reads_the_table_of_blocks(
         return compiled(q, k, v, **options), AuxOutput(lse=torch.zeros(q.shape[:3]))
 
     monkeypatch.setattr(torch_flex, "flex_attention", without_lse)
-    for name, score in (("whole", None), ("band", Alibi(AlibiConfig(), HEADS)), ("clusters", None)):
+    for name, score in (("whole", None), ("band", mf.score("alibi", HEADS, DIM)), ("clusters", None)):
         case = dict(cases_of(300, True, generator))[name]
         ranges = ranges_of_case(case)
         q, k, v = (torch.randn(BATCH, heads, 300, 16, generator=generator) for heads in (HEADS, 2, 2))

@@ -88,7 +88,11 @@ def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32, tor
     leaves = [rows(heads, n, dim), rows(groups, m, dim), rows(groups, m, value_dim), null]
     score = None
     if draw(st.booleans()):
-        score = Learned(torch.randn(heads, 18, generator=generator, dtype=dtype))
+        values = torch.randn(heads, 18, generator=generator, dtype=dtype)
+        hidden_share = draw(st.sampled_from((0.0, 0.0, 0.5, 0.95)))  # of the distances: -inf
+        score = Learned(
+            values.masked_fill(torch.rand(values.shape, generator=generator) < hidden_share, float("-inf"))
+        )
     parts = (windows, Dense(keys=null)) if draw(st.booleans()) else (windows,)
     return Union(parts), leaves, scope, score
 

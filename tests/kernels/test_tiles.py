@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import mapformers as mf
 from mapformers.core.plans import Windows
 from mapformers.core.scope import Scope
 from mapformers.kernels import dense
 from mapformers.kernels.ranges import range_attend
 from mapformers.kernels.tiles import tiles_of
 from mapformers.kernels.windows import ranges_of
-from mapformers.priors.alibi import Alibi, AlibiConfig
 from tests.tolerances import assert_close
 
 B, H, N, DIM = 2, 2, 150, 4
@@ -22,7 +22,7 @@ def attended(leaves: list[Tensor], causal: bool) -> list[Tensor]:
     plan = Windows(None, 0 if causal else None, segment.masked_fill(segment == 2, -1), segment)
     scope = Scope(causal=causal)
     ranges = ranges_of(plan, scope, N, N, leaves[0].device)
-    found = range_attend(ranges, *leaves, scope, Alibi(AlibiConfig(), H))
+    found = range_attend(ranges, *leaves, scope, mf.score("alibi", H, DIM))
     total = found.output.square().sum() + found.lse[found.lse.isfinite()].sum()
     return [found.output, found.lse, *torch.autograd.grad(total, leaves)]
 

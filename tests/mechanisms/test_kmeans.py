@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mapformers as mf
 from mapformers.attention.multi_head import MultiHeadAttention
+from mapformers.core.carry import Carry
 from mapformers.mechanisms.content.kmeans import DEAD_SHARE, KMeans
 from tests.contract import cases
 from tests.tolerances import assert_close
@@ -273,7 +274,7 @@ def test_the_commitment_loss_is_the_distance_to_the_nearest_centroid() -> None:
     attention = trained(layer())
     (x,) = inputs(1)
     real = cases.mask("holes", 24, torch.Generator().manual_seed(0))
-    loss = attention.attend(x, key_is_real=real).losses["commitment"]
+    loss = attention.attend(x, Carry(key_is_real=real)).losses["commitment"]
     q, k, _ = attention.project(x, x)
     expected = 0.0
     for vectors in (q, k):

@@ -1,8 +1,10 @@
 """Bugs that somebody could write, each as one replacement in the source, and the tests that must catch it."""
 
+from tests.mutation.binding_mutants import BINDING_MUTANTS
 from tests.mutation.clustered_mutants import CLUSTERED_MUTANTS
 from tests.mutation.compound_mutants import COMPOUND_MUTANTS
 from tests.mutation.delta_mutants import DELTA_MUTANTS
+from tests.mutation.distance_mutants import DISTANCE_MUTANTS
 from tests.mutation.image_tree_mutants import IMAGE_TREE_MUTANTS
 from tests.mutation.informer_mutants import INFORMER_MUTANTS
 from tests.mutation.kmeans_mutants import KMEANS_MUTANTS
@@ -153,17 +155,17 @@ ATTENTION_MUTANTS = (
     Mutant(
         "rotary before routing",
         "attention/multi_head.py",
-        "            plan = mechanism.plan(q, k, scope) if by_rows is None else by_rows.of_others\n",
-        "            at = rotation(scope.query_positions(q.shape[2], q.device), q.shape[-1], q.dtype)\n"
-        "            plan = mechanism.plan(rotate(q, at), rotate(k, at), scope)\n",
+        "                plan = mechanism.plan(q, k, scope)\n",
+        "                at = rotation(scope.query_positions(q.shape[2], q.device), q.shape[-1], q.dtype)\n"
+        "                plan = mechanism.plan(rotate(q, at), rotate(k, at), scope)\n",
         ("tests/attention/test_multi_head.py",),
         "rotation",
     ),
     Mutant(
         "rotary by index instead of true position",
         "attention/multi_head.py",
-        "q_turn = k_turn = self._rotation(scope.query_positions(x.shape[1], x.device), x.dtype)",
-        "q_turn = k_turn = self._rotation(torch.arange(x.shape[1])[None], x.dtype)",
+        "turn = self._rotation(scope.query_positions(x.shape[1], x.device), x.dtype)",
+        "turn = self._rotation(torch.arange(x.shape[1])[None], x.dtype)",
         suite("padding.py::test_amount_of_left_padding_does_not_matter"),
         "band",
     ),
@@ -242,16 +244,16 @@ ATTENTION_MUTANTS = (
     Mutant(
         "positions run on through documents",
         "core/scope.py",
-        "            positions = ranks_among_real(real, segments)",
-        "            positions = ranks_among_real(real)",
+        "positions = ranks = ranks_among_real(real, segments)",
+        "positions = ranks = ranks_among_real(real)",
         suite("documents.py::test_packed_documents_equal_the_documents_alone"),
         "block_local",
     ),
     Mutant(
         "positions count padding",
         "core/scope.py",
-        "            positions = ranks_among_real(key_is_real)",
-        "            positions = torch.arange(key_is_real.shape[1]).expand(key_is_real.shape)",
+        "positions = ranks = ranks_among_real(real, segments)",
+        "positions = torch.arange(real.shape[1]).expand(real.shape)",
         suite("padding.py"),
         "block_local",
     ),
@@ -305,8 +307,8 @@ ATTENTION_MUTANTS = (
     ),
     Mutant(
         "score terms numbered by part, not by head of the layer",
-        "attention/multi_head.py",
-        "head=pairs.head + self.first",
+        "core/score.py",
+        "head=pairs.head + self.head",
         "head=pairs.head",
         ("tests/attention/test_multi_head.py",),
         "score_terms",
@@ -358,5 +360,7 @@ MUTANTS = (
     + INFORMER_MUTANTS
     + LINEAR_MUTANTS
     + CLUSTERED_MUTANTS
+    + BINDING_MUTANTS
     + DELTA_MUTANTS
+    + DISTANCE_MUTANTS
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -11,75 +10,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mapformers.attention.choices import Choices
+from mapformers.attention.ports import check_ports
+from mapformers.attention.result import AttentionOptions, AttentionResult, AttentionState, Ports
 from mapformers.attention.rotary import Rotation, rotate, rotation
-from mapformers.attention.state import Inputs, PlanState, step_mechanism
+from mapformers.attention.state import Inputs, step_mechanism
+from mapformers.core.carry import Carry, added
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Mechanism, Shape
-from mapformers.core.plans import Plan
+from mapformers.core.plans import ByRows, Plan
 from mapformers.core.scope import Scope
-from mapformers.core.score import Pairs, ScoreTerm
+from mapformers.core.score import Call
 from mapformers.functional import check_supports
-from mapformers.heads.merging import Merge
-from mapformers.heads.projection import Projection, Sizes
+from mapformers.heads.head_loss import HeadLoss, Heads
+from mapformers.heads.projection import Sizes
 from mapformers.kernels.run import run_output
+from mapformers.kernels.shares import shares_of
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 
 
-class AttentionResult(NamedTuple):
-    """output [B, N, dim]; losses: auxiliary losses by name, unweighted scalars (empty outside training).
+class _Heads(NamedTuple):
+    """q [B, H, N, D], k and v [B, G, M, ..] of all heads, before rotation."""
 
-    kernels: the code that ran for each mechanism, in their order: sdpa, torch, native, flex or varlen; parts
-    of a union that ran on different ones are joined by "+".
-    """
-
-    output: Tensor
-    losses: dict[str, Tensor]
-    kernels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class AttentionOptions:
-    """What a layer is told beside its ports.
-
-    causal   strict causality; a context (cross-attention) is never causal
-    rotary   rotate q and k by true positions, after the plan was made; base as in Su et al. 2021
-    dropout  of the heads' outputs, in training
-    """
-
-    causal: bool = False
-    rotary: bool = False
-    rotary_base: float = 10000.0
-    dropout: float = 0.0
-
-
-@dataclass
-class AttentionState:
-    """Decode state of one layer: tokens seen per row, and what each mechanism remembers."""
-
-    length: Tensor  # [B]
-    parts: list[PlanState | None] = field(default_factory=list)
-
-    def reorder(self, index: Tensor) -> AttentionState:
-        """Batch rows in another order (beams): row b of the result is row index[b]."""
-        for part in self.parts:
-            if part is not None:
-                part.reorder(index)
-        return replace(self, length=self.length.index_select(0, index))
-
-
-class _HeadsOf(ScoreTerm):
-    """A score term as seen by some of the heads of a layer."""
-
-    def __init__(self, term: ScoreTerm, first: int) -> None:
-        super().__init__()
-        self.term, self.first = term, first
-
-    def tile(self, pairs: Pairs) -> Tensor:
-        return self.term.tile(replace(pairs, head=pairs.head + self.first))
-
-    def by_distance(self, head: Tensor, distance: Tensor) -> Tensor | None:
-        return self.term.by_distance(head + self.first, distance)
+    q: Tensor
+    k: Tensor
+    v: Tensor
 
 
 class MultiHeadAttention(nn.Module):
@@ -89,32 +44,18 @@ class MultiHeadAttention(nn.Module):
         self,
         sizes: Sizes,
         mechanisms: list[tuple[Mechanism, int]],
-        project: Projection,
-        merge: Merge,
-        score: ScoreTerm | None,
+        ports: Ports,
         options: AttentionOptions,
     ) -> None:
         super().__init__()
         self.sizes, self.options = sizes, options
-        self.project, self.merge, self.score = project, merge, score
+        self.project, self.merge, self.score = ports.project, ports.merge, ports.score
+        self.losses = nn.ModuleList(ports.losses)
         self.mechanisms = nn.ModuleList(mechanism for mechanism, _ in mechanisms)
         self.shares = [share for _, share in mechanisms]
-        group = sizes.heads // project.kv_heads
-        for mechanism, share in mechanisms:
-            require(
-                share % group == 0,
-                f"{mechanism.card.name}: heads must be a multiple of heads / kv_heads = {group}, got "
-                f"{share}; "
-                "change the shares or kv_heads",
-            )
-            check_supports(mechanism, options.causal, rotary=options.rotary, score=score, grouped=group > 1)
-        require(
-            not options.rotary or sizes.head_dim % 2 == 0,
-            f"rotary: head_dim must be even, got {sizes.head_dim}; choose another head_dim or rotary=False",
-        )
+        group = sizes.heads // ports.project.kv_heads
         self._kv_shares = [share // group for share in self.shares]
-        if project.has_second:
-            _check_second(project, self._mechanisms(), options.causal)
+        check_ports(self)
 
     def forward(
         self,
@@ -143,26 +84,25 @@ class MultiHeadAttention(nn.Module):
                 not self.options.causal,
                 "attention: context needs causal=False, got causal=True; make a layer for it",
             )
-            return self._attend(x, context, Scope(key_is_real=context_is_real)).output
+            return self._attend(x, context, Scope(key_is_real=context_is_real), Carry()).output
         require(
             context_is_real is None,
             "attention: context_is_real goes with context, got it alone; use key_is_real",
         )
-        return self.attend(x, key_is_real, segments, positions).output
+        carry = Carry(key_is_real=key_is_real, segments=segments, positions=positions)
+        return self.attend(x, carry).output
 
     def attend(
-        self,
-        x: Tensor,
-        key_is_real: Tensor | None = None,
-        segments: Tensor | None = None,
-        positions: Tensor | None = None,
-        choices: Choices | None = None,
+        self, x: Tensor, carry: Carry | None = None, choices: Choices | None = None
     ) -> AttentionResult:
-        """Self-attention like `forward`, with the auxiliary losses beside the output.
+        """Self-attention like `forward`, inside a stack of layers.
 
-        choices keeps the plans of this call, or brings those of an earlier one.
+        carry brings padding, documents and positions, and what score terms left in the layer below. choices
+        keeps the plans of this call, or brings those of an earlier one.
         """
-        return self._attend(x, x, Scope.of(self.options.causal, key_is_real, segments, positions), choices)
+        carry = Carry() if carry is None else carry
+        scope = Scope.of(self.options.causal, carry.key_is_real, carry.segments, carry.positions)
+        return self._attend(x, x, scope, carry, choices)
 
     def init_state(self, batch_size: int = 1) -> AttentionState:
         """An empty decode state. Raises MapformersError where the layer cannot decode exactly."""
@@ -170,7 +110,7 @@ class MultiHeadAttention(nn.Module):
             self.options.causal,
             "attention: decoding needs causal=True, got causal=False; make a causal layer",
         )
-        for mechanism in self._mechanisms():
+        for mechanism in self.parts():
             require(
                 "decode" in mechanism.card.supports and mechanism.can_decode(),
                 f"{mechanism.card.name}: cannot decode token by token, got {mechanism.config}; run "
@@ -188,103 +128,159 @@ class MultiHeadAttention(nn.Module):
 
         Equal to the parallel form. The state passed in is consumed: its buffers are reused.
         """
+        result, state = self.advance(x, Carry(key_is_real=key_is_real), state)
+        return result.output, state
+
+    def advance(
+        self, x: Tensor, carry: Carry, state: AttentionState
+    ) -> tuple[AttentionResult, AttentionState]:
+        """`step` inside a stack of layers: the carry is that of the new tokens."""
         batch, n, _ = x.shape
         require(
             state.length.shape[0] == batch,
             f"attention: x must have the state's batch size {state.length.shape[0]}, got {batch}; "
             "reorder the state",
         )
-        is_real = (
-            torch.ones(batch, n, dtype=torch.bool, device=x.device) if key_is_real is None else key_is_real
-        )
+        is_real = carry.key_is_real
+        if is_real is None:
+            is_real = torch.ones(batch, n, dtype=torch.bool, device=x.device)
         positions = (state.length[:, None] + is_real.long().cumsum(1) - 1).clamp(min=0)  # [B, n]
+        scope = Scope(causal=True, key_is_real=is_real, positions=positions, ranks=positions)
+        heads = self._project(x, x, self.project)
         turn = self._rotation(positions, x.dtype)
+        call = self._call(heads, (turn, turn), scope, carry)
+        call, memory = (call, None) if self.score is None else self.score.bind(call, state.memory)
         outputs, parts = [], []
-        for i, (mechanism, q, k, v) in enumerate(self._split(x, x, self.project)):
-            plain = (q, k)
-            if turn is not None:
-                q, k = rotate(q, turn), rotate(k, turn)
-            attended, part = step_mechanism(
-                mechanism, plain, Inputs(q, k, v, positions, is_real), state.parts[i], self._score_of(i)
-            )
+        dealt = shares_of(call, self.shares, self._kv_shares)
+        for (mechanism, *plain), share, before in zip(self._plain(heads), dealt, state.parts, strict=True):
+            new = Inputs(share.q, share.k, share.v, positions, is_real)
+            attended, part = step_mechanism(mechanism, (plain[0], plain[1]), new, before, share)
             outputs.append(attended.output)
             parts.append(part)
-        return self.merge(torch.cat(outputs, 1)), AttentionState(state.length + is_real.sum(1), parts)
+        output = self.merge(call.finished(torch.cat(outputs, 1)))
+        state = AttentionState(state.length + is_real.sum(1), parts, memory)
+        return AttentionResult(output, {}, call.carry), state
 
     def update_centroids(self) -> None:
-        """Let mechanisms move what gradients do not. Call after the optimiser step."""
-        for mechanism in self._mechanisms():
+        """Let mechanisms and score terms move what gradients do not. Call after the optimiser step."""
+        for mechanism in self.parts():
             mechanism.update_centroids()
+        for asked in (self.score, *self.head_losses()):
+            if asked is not None:
+                asked.after_step()
 
     def telemetry(self) -> dict[str, float]:
         """Numbers about the state of the mechanisms, by name; of the first, where two have the same."""
         numbers: dict[str, float] = {}
-        for mechanism in self._mechanisms():
+        for mechanism in self.parts():
             numbers = {**mechanism.telemetry(), **numbers}
         return numbers
 
     def _attend(
-        self, x: Tensor, context: Tensor, scope: Scope, choices: Choices | None = None
+        self, x: Tensor, context: Tensor, scope: Scope, carry: Carry, choices: Choices | None = None
     ) -> AttentionResult:
         scope.check(x.shape[0], x.shape[1], context.shape[1])
-        outputs: list[Tensor] = []
-        kernels: list[str] = []
-        losses: dict[str, Tensor] = {}
+        heads = self._project(x, context, self.project)
         gathering = self.training and not _in_backward()
-        q_turn = k_turn = self._rotation(scope.query_positions(x.shape[1], x.device), x.dtype)
-        if context is not x:
-            k_turn = self._rotation(scope.positions_of_keys(context.shape[1], x.device), x.dtype)
-        second = self._split(x, context, self.project.second) if self.project.has_second else []
-        for i, (mechanism, q, k, v) in enumerate(self._split(x, context, self.project)):
+        plans: list[Plan] = []
+        by_rows: list[ByRows] = []
+        losses: dict[str, Tensor] = {}
+        for mechanism, q, k in self._plain(heads):
             check_supports(mechanism, scope.causal, scope, cross=context is not x)
-            by_rows = mechanism.plan_by_rows(q, k, scope) if second else None
-            plan = mechanism.plan(q, k, scope) if by_rows is None else by_rows.of_others
-            plan = plan if choices is None else choices.settle(plan)
+            if self.project.has_second:
+                by_rows.append(mechanism.plan_by_rows(q, k, scope))
+                plan = by_rows[-1].of_others
+            else:
+                plan = mechanism.plan(q, k, scope)
+            plans.append(plan if choices is None else choices.settle(plan))
             if self.training:
-                for name, loss in mechanism.losses(q, k, scope).items():
-                    losses[name] = losses[name] + loss if name in losses else loss
+                losses = added(losses, mechanism.losses(q, k, scope))
             if gathering:
                 mechanism.observe(q.detach(), k.detach(), scope)
-            output, kernel = self._run(i, plan, (q, k, v), scope, (q_turn, k_turn))
-            if by_rows is not None:
-                marked, other = self._run(i, by_rows.of_marked, second[i][1:], scope, (q_turn, k_turn))
-                output = torch.where(by_rows.marked[:, None, :, None], marked, output)
-                kernel = "+".join(sorted({kernel, other}))
-            outputs.append(output)
-            kernels.append(kernel)
-        heads = F.dropout(torch.cat(outputs, 1), self.options.dropout, self.training)
-        return AttentionResult(self.merge(heads), losses, tuple(kernels))
+        turns = self._turns(x, context, scope)
+        output, kernels, call = self._run(heads, plans, turns, scope, carry)
+        if by_rows:
+            second = self._project(x, context, self.project.second)
+            other, more, _ = self._run(second, [rows.of_marked for rows in by_rows], turns, scope, carry)
+            marked = [
+                rows.marked[:, None].expand(-1, share, -1)
+                for rows, share in zip(by_rows, self.shares, strict=True)
+            ]
+            output = torch.where(torch.cat(marked, 1).unsqueeze(-1), other, output)  # [B, H, N, E]
+            kernels = ["+".join(sorted({a, b})) for a, b in zip(kernels, more, strict=True)]
+        if self.training and self.score is not None:
+            losses = added(losses, self.score.losses())
+        if self.training and len(self.losses):
+            seen = Heads(call, tuple(self.shares), tuple(self._kv_shares), heads.v, output)
+            for loss in self.head_losses():
+                losses = added(losses, loss(seen))
+        output = F.dropout(output, self.options.dropout, self.training)
+        return AttentionResult(self.merge(output), losses, call.carry.add_losses(losses), tuple(kernels))
 
     def _run(
-        self, i: int, plan: Plan, qkv: Qkv, scope: Scope, turns: tuple[Rotation | None, Rotation | None]
-    ) -> tuple[Tensor, str]:
-        """The output of the i-th mechanism's plan and the kernel that ran; q and k are rotated here."""
-        q, k, v = qkv
+        self,
+        heads: _Heads,
+        plans: list[Plan],
+        turns: tuple[Rotation | None, Rotation | None],
+        scope: Scope,
+        carry: Carry,
+    ) -> tuple[Tensor, list[str], Call]:
+        """Outputs of the heads [B, H, N, D], the kernels that ran, and the call behind the score terms."""
+        call = self._call(heads, turns, scope, carry, tuple(plans))
+        if self.score is not None:
+            call, _ = self.score.bind(call)
+        outputs, kernels = [], []
+        for plan, share in zip(plans, shares_of(call, self.shares, self._kv_shares), strict=True):
+            output, kernel = run_output(share.fit(plan), share.q, share.k, share.v, scope, share.bias)
+            outputs.append(output)
+            kernels.append(kernel)
+        return call.finished(torch.cat(outputs, 1)), kernels, call
+
+    def _call(
+        self,
+        heads: _Heads,
+        turns: tuple[Rotation | None, Rotation | None],
+        scope: Scope,
+        carry: Carry,
+        plans: tuple[Plan, ...] = (),
+    ) -> Call:
+        """The call before the score terms: q and k are rotated here, after the plans were made."""
         q_turn, k_turn = turns
+        q, k = heads.q, heads.k
         if q_turn is not None and k_turn is not None:
             q, k = rotate(q, q_turn), rotate(k, k_turn)
-        return run_output(plan, q, k, v, scope, self._score_of(i))
+        return Call(heads.q, heads.k, q, k, heads.v, plans, scope, carry)
 
-    def _split(
-        self, x: Tensor, context: Tensor, project: Callable[[Tensor, Tensor], Qkv]
-    ) -> list[tuple[Mechanism, Tensor, Tensor, Tensor]]:
-        """The mechanisms with their heads of q, k, v."""
+    def _project(self, x: Tensor, context: Tensor, project: Callable[[Tensor, Tensor], Qkv]) -> _Heads:
+        """q, k, v of all heads."""
         require(
             x.dim() == 3 and x.shape[-1] == self.sizes.dim,
             f"attention: x must have shape [batch, tokens, {self.sizes.dim}], got {tuple(x.shape)}; "
             "check dim",
         )
         q, k, v = project(x, context)
-        parts = []
-        for mechanism, q_part, k_part, v_part in zip(
-            self._mechanisms(),
-            q.split(self.shares, 1),
-            k.split(self._kv_shares, 1),
-            v.split(self._kv_shares, 1),
-            strict=True,
-        ):
-            parts.append((mechanism, q_part, q_part if mechanism.shares_qk else k_part, v_part))
-        return parts
+        if any(mechanism.shares_qk for mechanism in self.parts()):
+            shared = zip(self.parts(), q.split(self.shares, 1), k.split(self._kv_shares, 1), strict=True)
+            k = torch.cat([one if mechanism.shares_qk else other for mechanism, one, other in shared], 1)
+        return _Heads(q, k, v)
+
+    def _plain(self, heads: _Heads) -> list[tuple[Mechanism, Tensor, Tensor]]:
+        """The mechanisms with their heads of q and k."""
+        return list(
+            zip(
+                self.parts(),
+                heads.q.split(self.shares, 1),
+                heads.k.split(self._kv_shares, 1),
+                strict=True,
+            )
+        )
+
+    def _turns(self, x: Tensor, context: Tensor, scope: Scope) -> tuple[Rotation | None, Rotation | None]:
+        """The angles of queries and keys."""
+        turn = self._rotation(scope.query_positions(x.shape[1], x.device), x.dtype)
+        if context is x:
+            return turn, turn
+        return turn, self._rotation(scope.positions_of_keys(context.shape[1], x.device), x.dtype)
 
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         """The angles of positions [B or 1, N], once for all heads."""
@@ -292,11 +288,13 @@ class MultiHeadAttention(nn.Module):
             return None
         return rotation(positions, self.sizes.head_dim, dtype, self.options.rotary_base)
 
-    def _score_of(self, i: int) -> ScoreTerm | None:
-        return None if self.score is None else _HeadsOf(self.score, sum(self.shares[:i]))
-
-    def _mechanisms(self) -> list[Mechanism]:
+    def parts(self) -> list[Mechanism]:
+        """The mechanisms, which share the heads in this order."""
         return list(self.mechanisms)  # type: ignore[arg-type]
+
+    def head_losses(self) -> list[HeadLoss]:
+        """What the heads are asked for in training."""
+        return list(self.losses)  # type: ignore[arg-type]
 
 
 def bind_mechanisms(
@@ -306,17 +304,6 @@ def bind_mechanisms(
     for mechanism, share in shares:
         mechanism.bind(Shape(share, max(1, share * kv_heads // sizes.heads), sizes.head_dim), generator)
     return shares
-
-
-def _check_second(project: Projection, mechanisms: list[Mechanism], causal: bool) -> None:
-    """Refuse a second set of q, k, v where no rows are marked for it."""
-    others = [mechanism.card.name for mechanism in mechanisms if not mechanism.marks_rows]
-    require(
-        not causal and not others,
-        f"{project.card.name}: needs causal=False and mechanisms that mark rows, got causal={causal}"
-        + (f" and {', '.join(others)} without any" if others else "")
-        + '; use "longformer(global_tokens=1)" for example, or another projection',
-    )
 
 
 def _in_backward() -> bool:

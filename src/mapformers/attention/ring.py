@@ -16,7 +16,7 @@ from mapformers.core.attended import Attended
 from mapformers.core.errors import require
 from mapformers.core.plans import Windows
 from mapformers.core.scope import Scope
-from mapformers.core.score import Pairs, ScoreTerm
+from mapformers.core.score import Pairs, RowsOf, ScoreTerm
 from mapformers.kernels.run import window_attend
 from mapformers.kernels.softmax import at_least_float32, default_scale, softmax_attend
 
@@ -161,6 +161,7 @@ class RingState:
                     head=torch.arange(heads, device=place.device).view(1, -1, 1, 1),
                     query=new.positions[:, None, :, None],
                     key=self.positions[row, group, place].unsqueeze(2),
+                    query_row=torch.zeros(1, 1, 1, 1, dtype=torch.long, device=place.device),
                 )
             )
             scores = scores + term.to(scores.dtype)
@@ -217,7 +218,7 @@ class RingState:
                 new.positions[:, one],
                 new.is_real[:, one],
             )
-            outputs.append(self.step(part, token, score))
+            outputs.append(self.step(part, token, RowsOf(score, row=t)))
         return Attended(torch.cat([o.output for o in outputs], 2), torch.cat([o.lse for o in outputs], 2))
 
 

@@ -7,7 +7,7 @@ consumed by the step that takes it: its buffers are written to, and the returned
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from mapformers.kernels.dense import dense_attend
 from mapformers.kernels.feature_sums import Sums
 from mapformers.kernels.features import causal_features, keys_of
 from mapformers.kernels.run import run
+from mapformers.kernels.shares import Share
 from mapformers.kernels.softmax import at_least_float32, expand_heads
 
 
@@ -40,6 +41,12 @@ class Inputs:
     def of_keys(self) -> tuple[tuple[Tensor, int], ...]:
         """What is kept of the keys, with the dimension along which tokens follow each other."""
         return (self.k, 2), (self.v, 2), (self.positions, 1), (self.is_real, 1)
+
+    def for_rings(self, plan: Windows) -> Inputs:
+        """Keys and values with as many heads as each other, and as the segments of the keys."""
+        segments = 1 if plan.key_segment is None else plan.key_segment.shape[1]
+        heads = max(self.k.shape[1], self.v.shape[1], segments)
+        return replace(self, k=expand_heads(self.k, heads), v=expand_heads(self.v, heads))
 
 
 @dataclass
@@ -130,12 +137,14 @@ class HistoryState:
         return cls(Buffer.empty(plain_k, 2), DenseState.empty(new))
 
     def step(
-        self, mechanism: Mechanism, plain: tuple[Tensor, Tensor], new: Inputs, score: ScoreTerm | None
+        self, mechanism: Mechanism, plain: tuple[Tensor, Tensor], new: Inputs, share: Share | None
     ) -> Attended:
         """plain: q and k of the new tokens before rotation."""
         scope = self.dense.append(new)
         self.plain_keys.append(plain[1])
         plan = mechanism.plan(plain[0], self.plain_keys.held(), scope)
+        score = None if share is None else share.bias
+        plan = plan if share is None else share.fit(plan)
         return run(plan, new.q, self.dense.keys.held(), self.dense.values.held(), scope, score)
 
     def reorder(self, index: Tensor) -> None:
@@ -208,14 +217,19 @@ def step_mechanism(
     plain: tuple[Tensor, Tensor],
     new: Inputs,
     state: PlanState | None,
-    score: ScoreTerm | None = None,
+    share: Share | None = None,
 ) -> tuple[Attended, PlanState | None]:
-    """Attend from the new tokens to everything so far; plain: their q and k before rotation."""
+    """Attend from the new tokens to everything so far; plain: their q and k before rotation. share: what
+    score terms made of the call, None without any.
+    """
     if mechanism.plans_from_history:
         history = state if isinstance(state, HistoryState) else HistoryState.empty(plain[1], new)
-        return history.step(mechanism, plain, new, score), history
+        return history.step(mechanism, plain, new, share), history
     scope = Scope(causal=True, key_is_real=new.is_real, positions=new.positions, ranks=new.positions)
-    return step_plan(mechanism.plan(*plain, scope), state, new, score)
+    plan = mechanism.plan(*plain, scope)
+    if share is None:
+        return step_plan(plan, state, new)
+    return step_plan(share.fit(plan), state, new, share.bias)
 
 
 def step_plan(
@@ -242,6 +256,7 @@ def step_plan(
         matrix = state if isinstance(state, DeltaState) else DeltaState()
         return matrix.step(plan, new), matrix
     if isinstance(plan, Windows):
+        new = new.for_rings(plan)
         ring = state if isinstance(state, RingState) else RingState.empty(plan, new.k, new.v)
         return ring.step(plan, new, score), ring
     raise MapformersError(

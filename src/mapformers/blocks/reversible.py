@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mapformers.attention.choices import Choices
-from mapformers.attention.multi_head import AttentionState, MultiHeadAttention
+from mapformers.attention.multi_head import MultiHeadAttention
+from mapformers.attention.result import AttentionState
 from mapformers.blocks.base import Block, Site
 from mapformers.blocks.dropout import draw_seed, seeded_dropout
 from mapformers.blocks.feed_forward import ACTIVATIONS, Activation, FeedForward
@@ -127,9 +128,7 @@ class ReversibleBlock(Block):
         self, second: Tensor, carry: Carry, seed: int | None = None, choices: Choices | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the first stream gains from the second, [B, N, dim], and the auxiliary losses."""
-        result = self.attention.attend(
-            self.attention_norm(second), carry.key_is_real, carry.segments, carry.positions, choices
-        )
+        result = self.attention.attend(self.attention_norm(second), carry, choices)
         return seeded_dropout(result.output, self.config.dropout, seed), result.losses
 
     def feed(self, first: Tensor, seed: int | None = None) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mapformers.attention.multi_head import AttentionState, MultiHeadAttention
+from mapformers.attention.multi_head import MultiHeadAttention
+from mapformers.attention.result import AttentionState
 from mapformers.blocks.base import Block, Site
 from mapformers.blocks.feed_forward import ACTIVATIONS, Activation, FeedForward
 from mapformers.core.card import Card, capabilities, option, options_of
@@ -77,8 +78,8 @@ class TransformerBlock(Block):
         losses.
         """
         y = self.attention_norm(x) if self.config.norm == "pre" else x
-        result = self.attention.attend(y, carry.key_is_real, carry.segments, carry.positions)
-        return self._finish(x, result.output), carry.add_losses(result.losses)
+        result = self.attention.attend(y, carry)
+        return self._finish(x, result.output), result.carry
 
     def init_state(self, batch_size: int = 1) -> AttentionState:
         """An empty decode state."""
@@ -87,8 +88,8 @@ class TransformerBlock(Block):
     def step(self, x: Tensor, carry: Carry, state: AttentionState) -> tuple[Tensor, Carry, AttentionState]:
         """The next tokens x [B, n, dim]."""
         y = self.attention_norm(x) if self.config.norm == "pre" else x
-        attended, state = self.attention.step(y, state, carry.key_is_real)
-        return self._finish(x, attended), carry, state
+        result, state = self.attention.advance(y, carry, state)
+        return self._finish(x, result.output), result.carry, state
 
     def update_centroids(self) -> None:
         """Those of the attention."""

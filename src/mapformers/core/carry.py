@@ -17,8 +17,9 @@ class Carry:
     stream     second stream of two-stream blocks, [B, L, dim]
     embedding  x as the first layer got it, [B, N, dim], for blocks that read it in every layer
     labels     int labels of pairs by name; a block that reads some says which, and what they mean
-    scores     scores of the layer below, [B, H, N, M]
-    weights    attention weights of the layer below, [B, H, N, M]
+    scores     scores of the layers below, [B, H, N, M] before masks; scores_of: of how many layers
+    queries, keys   of the layers below, the lowest first: q [B, H, N, F] and k [B, G, M, F], whose scores are
+               q . k
     losses     auxiliary losses by name, scalars, summed over the layers so far
     """
 
@@ -29,14 +30,19 @@ class Carry:
     embedding: Tensor | None = None
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     scores: Tensor | None = None
-    weights: Tensor | None = None
+    scores_of: int = 0
+    queries: tuple[Tensor, ...] = ()
+    keys: tuple[Tensor, ...] = ()
     losses: Mapping[str, Tensor] = field(default_factory=dict)
 
     def add_losses(self, losses: Mapping[str, Tensor]) -> Carry:
         """A carry with these losses added to those of the same name."""
-        if not losses:
-            return self
-        total = dict(self.losses)
-        for name, value in losses.items():
-            total[name] = total[name] + value if name in total else value
-        return dataclasses.replace(self, losses=total)
+        return dataclasses.replace(self, losses=added(self.losses, losses)) if losses else self
+
+
+def added(losses: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Both, those of the same name as their sum."""
+    return {
+        **losses,
+        **{name: losses[name] + loss if name in losses else loss for name, loss in more.items()},
+    }

@@ -40,6 +40,8 @@ class Mechanism(nn.Module):
     # How it decodes. False: the plan of the new tokens says all (attention/state.py). True: `plan` is called
     # with the new queries and all keys so far, scope.query_start being the index of the first query.
     plans_from_history: ClassVar[bool] = False
+    sees_all: ClassVar[bool] = False  # the plan is Dense()
+    one_softmax: ClassVar[bool] = True  # False: a sum of several, whose weights have no log-sum-exp
     # What `losses` returns in training: losses, and log-probabilities of choices summed over the batch, to be
     # weighted by what the task's loss exceeds a baseline by (core/policy.py).
     loss_names: ClassVar[tuple[str, ...]] = ()

@@ -45,12 +45,20 @@ class Scope:
         """The scope of self-attention, with default positions: the rank among the real tokens of the
         document.
         """
-        if positions is None and segments is not None:
-            real = torch.ones_like(segments, dtype=torch.bool) if key_is_real is None else key_is_real
-            positions = ranks_among_real(real, segments)
-        elif positions is None and key_is_real is not None:
-            positions = ranks_among_real(key_is_real)
-        return cls(causal=causal, key_is_real=key_is_real, segments=segments, positions=positions)
+        ranks = None
+        if positions is None and (segments is not None or key_is_real is not None):
+            facts = key_is_real if segments is None else segments
+            assert facts is not None
+            real = torch.ones_like(facts, dtype=torch.bool) if key_is_real is None else key_is_real
+            positions = ranks = ranks_among_real(real, segments)
+        return cls(causal, key_is_real, segments, positions=positions, ranks=ranks)
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether a step among the real tokens of a document is a step of the true positions."""
+        if self.positions is None:
+            return self.key_is_real is None and self.segments is None
+        return self.ranks is self.positions
 
     def documents_of_keys(self) -> Tensor | None:
         """[B, M] documents of the keys, or None when nothing is packed."""

@@ -87,6 +87,8 @@ def _term(
             head=torch.arange(heads, device=device).view(1, -1, 1, 1, 1),
             query=_pick(scope.query_positions(sizes[0], device), query_index).unsqueeze(-1),
             key=_pick(scope.positions_of_keys(sizes[1], device), key_index).unsqueeze(-2),
+            query_row=query_index.unsqueeze(-1),
+            key_row=key_index.unsqueeze(-2),
         )
     )
 

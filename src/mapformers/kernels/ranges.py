@@ -185,7 +185,12 @@ def _term(
     order = None if ranges.query_order is None else ranges.query_order[:, :, 0]
     query = _spread(scope.query_positions(n, device), order, 1, (batch, heads))
     key = _spread(scope.positions_of_keys(m, device), ranges.key_order, ranges.key_copies, (batch, heads))
-    query, key = (_blocks(x.unsqueeze(-1), block).squeeze(-1) for x in (query, key))  # [blocks, block]
+    query_row, key_row = (torch.arange(size, device=device)[None] for size in (n, m))
+    query_row = _spread(query_row, order, 1, (batch, heads))
+    key_row = _spread(key_row, ranges.key_order, ranges.key_copies, (batch, heads))
+    query, key, query_row, key_row = (
+        _blocks(x.unsqueeze(-1), block).squeeze(-1) for x in (query, key, query_row, key_row)
+    )  # [blocks, block]
     row = tiles.query_block // (query.shape[0] // (batch * heads))
     return score.tile(
         Pairs(
@@ -193,6 +198,8 @@ def _term(
             head=(row % heads)[:, None, None],
             query=query[tiles.query_block].unsqueeze(2),  # [pairs, block, 1]
             key=key[tiles.key_block].unsqueeze(1),  # [pairs, 1, block]
+            query_row=query_row[tiles.query_block].unsqueeze(2),
+            key_row=key_row[tiles.key_block].unsqueeze(1),
         )
     )
 

@@ -43,8 +43,9 @@ def run(
     plan: Plan, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None = None
 ) -> Attended:
     """Output [B, H, N, E] and log-sum-exp [B, H, N] of the plan for q [B, H, N, D], k [B, G, M, D], v
-    [B, G, M, E].
+    [B, G, M, E]. Where one of k and v has a single head, it serves all heads of the other.
     """
+    k, v = _of_equal_heads(k, v)
     if isinstance(plan, Dense):
         return dense_attend(plan, q, k, v, scope, score)
     if isinstance(plan, Windows):
@@ -73,12 +74,21 @@ def run_output(
     plan: Plan, q: Tensor, k: Tensor, v: Tensor, scope: Scope, score: ScoreTerm | None = None
 ) -> tuple[Tensor, str]:
     """The output of `run` alone, which plain dense attention computes faster, and the kernel that ran."""
+    k, v = _of_equal_heads(k, v)
     if isinstance(plan, Dense) and is_plain(plan, scope, score, q.shape[2], k.shape[2]):
         return dense_output(q, k, v, scope.causal), "sdpa"
     attended = _varlen(plan, q, k, v, scope) if isinstance(plan, Windows) and score is None else None
     if attended is None:
         attended = run(plan, q, k, v, scope, score)
     return attended.output, attended.kernel
+
+
+def _of_equal_heads(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """A single head repeated without memory."""
+    heads = max(k.shape[1], v.shape[1])
+    if k.shape[1] == v.shape[1]:
+        return k, v
+    return k.expand(-1, heads, -1, -1), v.expand(-1, heads, -1, -1)
 
 
 def _varlen(plan: Windows, q: Tensor, k: Tensor, v: Tensor, scope: Scope) -> Attended | None:

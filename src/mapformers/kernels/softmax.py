@@ -61,5 +61,7 @@ def score_bias(score: ScoreTerm, scope: Scope, q: Tensor, m: int, rows: slice) -
             head=torch.arange(heads, device=device).view(1, heads, 1, 1),
             query=scope.query_positions(n, device)[:, None, rows, None],
             key=scope.positions_of_keys(m, device)[:, None, None, :],
+            query_row=torch.arange(n, device=device)[rows, None],
+            key_row=torch.arange(m, device=device),
         )
     )

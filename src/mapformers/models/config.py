@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from mapformers.blocks.feed_forward import ACTIVATIONS
 from mapformers.blocks.transformer import NORMS
-from mapformers.catalog import loss_names, policy_names
+from mapformers.catalog import head_loss_weights, loss_names, policy_names
 from mapformers.core.errors import MapformersError, require, require_known
 from mapformers.models.layers import LAYER_KEYS, PORTS, build_block
 
@@ -89,7 +89,7 @@ class MapformerConfig(PreTrainedConfig):
     max_position_embeddings: int = 2048
     initializer_seed: int = 0
     auxiliary_weights: dict[str, float | int] = field(
-        default_factory=lambda: {"commitment": 1e-4, "edges": 1.0}
+        default_factory=lambda: {"commitment": 1e-4, "edges": 1.0, "span": 2e-6, **head_loss_weights()}
     )
     use_cache: bool = True
     pad_token_id: int | None = None

@@ -13,7 +13,7 @@ from mapformers.build import attention, block
 if TYPE_CHECKING:
     from mapformers.models.config import MapformerConfig
 
-PORTS = ("score", "project", "merge")
+PORTS = ("score", "project", "merge", "loss")
 LAYER_KEYS = ("attention", *PORTS, "rotary", "block")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mapformers.core.card import Card, options_of
-from mapformers.core.score import DistanceTerm
+from mapformers.core.score import DistanceTerm, ScoreSite
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Alibi(DistanceTerm):
         options=options_of(AlibiConfig),
     )
 
-    def __init__(self, config: AlibiConfig, heads: int) -> None:
+    def __init__(self, config: AlibiConfig, site: ScoreSite, generator: torch.Generator) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads = site.heads
 
     def at(self, head: Tensor, distance: Tensor) -> Tensor:
         """-slope |distance|."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,13 @@ def flex_range_attend(
         order = None if one.query_order is None else one.query_order[:, :, 0]
         add = None
         if score is not None:
-            add = score_mod_of(score, _placed(query_positions, order), _placed(key_positions, rows))
+            places = PlacesOf(
+                _placed(query_positions, order),
+                _placed(key_positions, rows),
+                _placed(torch.arange(q.shape[2], device=q.device)[None], order),
+                _placed(torch.arange(m, device=k.device)[None], rows),
+            )
+            add = score_mod_of(score, places)
         mask = block_mask_of(one.start[:, :, 0], one.end[:, :, 0], k.shape[2])
         output, lse = _attend(in_order(q, order), k, v, mask, add)
         if order is not None:
@@ -161,12 +167,28 @@ def range_mask(start: Tensor, end: Tensor) -> Callable[..., Tensor]:
     return inside
 
 
-def score_mod_of(score: ScoreTerm, query_positions: Tensor, key_positions: Tensor) -> Callable[..., Tensor]:
-    """Adds the term at the true positions [B or 1, H or 1, N] and [B or 1, H or 1, S] of ordered places."""
-    query_of, key_of = _lookup(query_positions), _lookup(key_positions)
+class PlacesOf(NamedTuple):
+    """True positions and rows at ordered places, of queries and keys [B or 1, H or 1, P]."""
+
+    query: Tensor
+    key: Tensor
+    query_row: Tensor
+    key_row: Tensor
+
+
+def score_mod_of(score: ScoreTerm, places: PlacesOf) -> Callable[..., Tensor]:
+    """Adds the term at the true positions of ordered places."""
+    query_of, key_of, query_row_of, key_row_of = map(_lookup, places)
 
     def add(value: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        pairs = Pairs(batch, head, query_of(batch, head, query), key_of(batch, head, key))
+        pairs = Pairs(
+            batch,
+            head,
+            query_of(batch, head, query),
+            key_of(batch, head, key),
+            query_row_of(batch, head, query),
+            key_row_of(batch, head, key),
+        )
         return value + score.tile(pairs).to(value.dtype)
 
     return add

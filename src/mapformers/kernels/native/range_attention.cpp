@@ -66,6 +66,8 @@ struct Tile {
     int rows = 0, low = 0, high = 0, from = 0, to = 0, query[ROWS], key[BLOCK];
     int vector_low[ROW_VECTORS], vector_high[ROW_VECTORS], group_low[ROWS / OUT_ROWS], group_high[ROWS / OUT_ROWS];
     int inner_low = 0, inner_high = 0;  // keys that every row of the tile sees
+    int64_t query_place[ROWS], key_place[BLOCK];  // their difference is a place in the table
+    bool in_step = false;                         // rows of the tile lie one after another in the table
     ivec first[ROW_VECTORS], last[ROW_VECTORS];
 
     explicit Tile(const Call &call)
@@ -107,7 +109,16 @@ struct Tile {
                                            {&group_low[r / OUT_ROWS], &group_high[r / OUT_ROWS]}})
                 *at_low = std::min(*at_low, a), *at_high = std::max(*at_high, z);
         }
+        if (call.table) place_queries();
         return low < high;
+    }
+
+    void place_queries() {
+        in_step = true;
+        for (int r = 0; r < rows; r++) {
+            query_place[r] = int64_t(call.query_position[b * call.query_position_stride + query[r]]) + call.table_zero;
+            in_step = in_step && query_place[r] == query_place[0] + r;
+        }
     }
 
     // A row of the input as units along the head size.
@@ -168,6 +179,7 @@ struct Tile {
             key[j] = order ? order[from + j] : from + j;
             k[j] = units(row_of<S>(call.k, call.k_stride, b, kv, key[j]), D, widened_k + j * D);
             v[j] = units(row_of<S>(call.v, call.v_stride, b, kv, key[j]), E, widened_v + j * E);
+            if (call.table) key_place[j] = call.key_position[b * call.key_position_stride + key[j]];
         }
     }
 
@@ -213,15 +225,53 @@ struct Tile {
     }
 
     int64_t table_place(int r, int j) const {
-        const int64_t distance = int64_t(call.query_position[b * call.query_position_stride + query[r]]) -
-                                 call.key_position[b * call.key_position_stride + key[j]] + call.table_zero;
-        return std::clamp<int64_t>(distance, 0, call.table_length - 1);
+        return std::clamp<int64_t>(query_place[r] - key_place[j], 0, call.table_length - 1);
+    }
+
+    // Whether the rows of the tile and the key at j meet a whole stretch of the table, from its first row on.
+    bool on_stretch(int j) const {
+        const int64_t place = query_place[0] - key_place[j];
+        return in_step && place >= 0 && place + ROWS <= call.table_length;
     }
 
     void add_table() {
         const T *table = static_cast<const T *>(call.table) + h * call.table_stride;
-        for (int j = 0; from + j < to; j++)
-            for (int r = 0; r < rows; r++) p[j * ROWS + r] += T(LOG2_E) * table[table_place(r, j)];
+        for (int j = 0; from + j < to; j++) {
+            T *at = p + j * ROWS;
+            if (on_stretch(j)) {
+                const T *stretch = table + table_place(0, j);
+                for (int r = 0; r < ROWS; r += W)
+                    L::store(at + r, L::load(at + r) + L::load(stretch + r) * T(LOG2_E));
+            } else
+                for (int r = 0; r < rows; r++) at[r] += T(LOG2_E) * table[table_place(r, j)];
+        }
+    }
+
+    // Sums over the pairs of each place of the table. Where keys follow each other, the stretch of the next key begins
+    // one place lower: the sums move up by one row in registers, and only the topmost leaves them.
+    void into_table(T *dtable) const {
+        const T factor = 1 / T(call.scale);
+        ivec up;
+        for (int l = 0; l < W; l++) up[l] = l ? l - 1 : 2 * W - 1;
+        vec sum[ROW_VECTORS] = {};
+        for (int j = 0; from + j < to; j++) {
+            if (!on_stretch(j)) {
+                for (int r = 0; r < rows; r++) dtable[table_place(r, j)] += ds[j * ROWS + r] * factor;
+                continue;
+            }
+            for (int n = 0; n < ROW_VECTORS; n++) sum[n] += L::load(ds + j * ROWS + n * W);
+            T *stretch = dtable + table_place(0, j);
+            if (from + j + 1 < to && key_place[j + 1] == key_place[j] + 1 && on_stretch(j + 1)) {
+                stretch[ROWS - 1] += sum[ROW_VECTORS - 1][W - 1] * factor;
+                for (int n = ROW_VECTORS - 1; n >= 0; n--)
+                    sum[n] = __builtin_shuffle(sum[n], n ? sum[n - 1] : vec{}, up);
+                continue;
+            }
+            for (int n = 0; n < ROW_VECTORS; n++) {
+                L::store(stretch + n * W, L::load(stretch + n * W) + sum[n] * factor);
+                sum[n] = vec{};
+            }
+        }
     }
 
     // Ordered places [first, last) of the block, counted inside it, that a group of OUT_ROWS rows sees.
@@ -348,7 +398,8 @@ struct Tile {
         stack(g_units, ROWS, E, zipped_g, g_down);
         vec lse[ROW_VECTORS] = {}, delta[ROW_VECTORS] = {};
         for (int r = 0; r < rows; r++) {
-            lse[r / W][r % W] = at_row(call.lse, r) * T(LOG2_E);
+            const T sum = at_row(call.lse, r);  // -inf where the table hides every key that the range shows
+            lse[r / W][r % W] = std::isfinite(sum) ? sum * T(LOG2_E) : std::numeric_limits<T>::infinity();
             if (round == 0) at_row(call.delta, r) = delta_of(r);
             delta[r / W][r % W] = at_row(call.delta, r);
         }
@@ -359,9 +410,7 @@ struct Tile {
             block_scores(v, gt, E, T(1), ds);
             if (call.table) add_table();
             for (int n = 0; n < ROW_VECTORS; n++) weights(n, lse[n], delta[n]);
-            if (dtable)
-                for (int j = 0; from + j < to; j++)
-                    for (int r = 0; r < rows; r++) dtable[table_place(r, j)] += ds[j * ROWS + r] / T(call.scale);
+            if (dtable) into_table(dtable);
             stack(k, to - from, D, zipped_k, k_down);
             into_rows(across_keys(ds), k_down, D);
             into_keys(across_queries(ds), q_down, D, call.dk, call.dk_stride);

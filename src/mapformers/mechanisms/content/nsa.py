@@ -58,6 +58,7 @@ class Nsa(Mechanism):
     """Three branches under gates."""
 
     Config = NsaConfig
+    one_softmax = False
     config: NsaConfig
     plans_from_history = True  # the pooled keys need all keys of a block
     card = Card(

@@ -41,6 +41,7 @@ class LowRankBand(Mechanism):
     """The sum of a global part of low rank and a band."""
 
     Config = LowRankBandConfig
+    one_softmax = False
     config: LowRankBandConfig
     query_map: nn.Parameter
     key_map: nn.Parameter

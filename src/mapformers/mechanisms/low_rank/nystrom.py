@@ -56,6 +56,7 @@ class Nystrom(Mechanism):
     """Attention through landmarks of queries and keys."""
 
     Config = NystromConfig
+    one_softmax = False
     config: NystromConfig
     taps: nn.Parameter
     card = Card(

@@ -43,6 +43,7 @@ class ImprovedClustered(Clustered):
     """Clustered attention that is exact among the best keys of each cluster."""
 
     Config = ImprovedClusteredConfig
+    one_softmax = False
     config: ImprovedClusteredConfig
     card = Card(
         name="improved_clustered",

@@ -40,9 +40,7 @@ class InformerConfig:
     """Options of informer."""
 
     factor: int = option(5, "c: c ceil(ln(1 + L)) queries attend, and as many keys are sampled for each")
-    fill: Literal["mean", "cumsum"] = option(
-        "mean", "of the keys that other queries may see; cumsum = the sum"
-    )
+    fill: Literal["mean", "cumsum"] = option("mean", "of what other queries may see; cumsum = the sum")
     threshold: float = option(3.0, "a row attends where M exceeds it, until training moves it; causal only")
     decay: float = option(0.99, "of the moving average of the threshold")
     variant: Literal["strict", "paper"] = option("strict", "how rows are chosen under causal=True")
@@ -63,6 +61,7 @@ class Informer(Mechanism):
     """A few queries attend, the others take a mean."""
 
     Config = InformerConfig
+    one_softmax = False
     config: InformerConfig
     seed: Tensor
     plans_from_history = True  # samples reach back to every key

@@ -26,6 +26,7 @@ class Full(Mechanism):
     """Softmax over all keys."""
 
     Config = FullConfig
+    sees_all = True
     card = Card(
         name="full",
         family="baseline",
