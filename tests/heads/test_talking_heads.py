@@ -84,3 +84,19 @@ def test_mechanisms_with_factors_refuse() -> None:
     q, k, v = drawn()
     with pytest.raises(MapformersError, match="linear: score is not supported"):
         mf.attend(mf.mechanism("linear"), q, k, v, score=made())
+
+
+def test_scores_of_a_null_key_are_mixed_as_well() -> None:
+    """Routing's null key of a head is scored by that head's queries, and the scores are mixed."""
+    term, (q, k, v) = made("mix=before"), drawn()
+    routing = mf.mechanism("routing", clusters=2, window=N).double()
+    mf.attend(routing, q, k, v, causal=True)  # fixes its sizes
+    with torch.no_grad():
+        routing.null_key.normal_(generator=torch.Generator().manual_seed(3))
+    seen = mf.dense_weights(routing, q, k, causal=True) > 0
+    null = (q * routing.null_key[:, None]).sum(-1, keepdim=True)  # [1, H, N, 1]
+    scores = torch.einsum("gh,bgnm->bhnm", term.before, torch.cat([q @ k.mT, null], -1)) / DIM**0.5
+    hidden = torch.cat([~seen, torch.zeros_like(seen[..., :1])], -1)
+    weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), -1)[..., :-1]
+    expected = torch.where(seen.any(-1, keepdim=True), weights @ v, 0.0)
+    assert_close(mf.attend(routing, q, k, v, causal=True, score=term), expected, "rounding")

@@ -82,8 +82,7 @@ BINDING_MUTANTS = (
         "heads/talking_heads.py",
         "own_keys=(*call.own_keys, beside_others)",
         "own_keys=(*call.own_keys, lambda keys, first: keys.repeat(1, 1, 1, heads))",
-        (f"{PRODUCT}::test_terms_on_mechanisms",),
-        "routing and talking_heads",
+        ("tests/heads/test_talking_heads.py",),
     ),
     Mutant(
         "a span is cut one key short",
