@@ -91,7 +91,7 @@ def attention(
     require(0 <= dropout < 1, f"attention: dropout must lie in [0, 1), got {dropout}; use 0.1 for example")
     sizes = Sizes(dim, heads, head_dim or dim // heads)
     projection = _projection(project, kv_heads, sizes, generator)
-    shares = bind_mechanisms(_mechanisms(mechanism, heads), sizes, projection.kv_heads, generator)
+    shares = bind_mechanisms(_mechanisms(mechanism, heads), sizes, projection, generator)
     ports = Ports(
         projection,
         _merge(merge, sizes, generator),

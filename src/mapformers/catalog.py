@@ -1,8 +1,10 @@
 """The catalogue: every entry of the map, in the order of the survey; all lists are derived from it."""
 
+from mapformers.blocks.average import AverageBlock
 from mapformers.blocks.axial_image import AxialImageBlock
 from mapformers.blocks.binary_tree import BinaryTreeBlock
 from mapformers.blocks.etc import EtcBlock
+from mapformers.blocks.lazyformer import LazyformerBlock
 from mapformers.blocks.luna import LunaBlock
 from mapformers.blocks.poolingformer import PoolingformerBlock
 from mapformers.blocks.reversible import ReversibleBlock
@@ -11,11 +13,13 @@ from mapformers.blocks.star import StarBlock
 from mapformers.blocks.transformer import TransformerBlock
 from mapformers.core.card import Card
 from mapformers.core.errors import require_known
+from mapformers.heads.capsule import Capsule
+from mapformers.heads.collaborative import Collaborative
 from mapformers.heads.disagreement import Disagreement
 from mapformers.heads.guided import Guided
 from mapformers.heads.local_global import LocalGlobal
 from mapformers.heads.merging import Concatenate
-from mapformers.heads.projection import GroupedQuery, MultiHead
+from mapformers.heads.projection import GroupedQuery, MultiHead, MultiQuery
 from mapformers.heads.shared_qk import SharedQK
 from mapformers.heads.talking_heads import TalkingHeads
 from mapformers.mechanisms.compressed.linformer import Linformer
@@ -106,11 +110,13 @@ SCORES = (
     AdaptiveSpan,
     MultiScale,
 )
-PROJECTIONS = (MultiHead, GroupedQuery, LocalGlobal, SharedQK)
-MERGES = (Concatenate,)
+PROJECTIONS = (MultiHead, MultiQuery, GroupedQuery, Collaborative, LocalGlobal, SharedQK)
+MERGES = (Concatenate, Capsule)
 LOSSES = (Disagreement, Guided)
 BLOCKS = (
     TransformerBlock,
+    AverageBlock,
+    LazyformerBlock,
     StarBlock,
     EtcBlock,
     BinaryTreeBlock,

@@ -13,14 +13,14 @@ from mapformers.catalog import BLOCKS as BLOCK_ENTRIES
 from mapformers.catalog import find
 from mapformers.core.mechanism import Mechanism, Shape
 from tests.contract import table
+from tests.contract.costs import COSTS as COSTS
+from tests.contract.costs import CostRule as CostRule
 from tests.contract.ports import PORT_CHANGES
 from tests.contract.table import ALL as ALL
 from tests.contract.table import ALL_BLOCKS as ALL_BLOCKS
 from tests.contract.table import BLOCKS as BLOCKS
-from tests.contract.table import COSTS as COSTS
 from tests.contract.table import MIXTURES as MIXTURES
 from tests.contract.table import SPECS as SPECS
-from tests.contract.table import CostRule as CostRule
 
 CHANGES = {**table.CHANGES, **PORT_CHANGES}
 HEADS, HEAD_DIM, DIM = 4, 8, 32

@@ -79,7 +79,19 @@ PORT_CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
     "local_global": {},
     "shared_qk": {},
     "grouped_query": {"kv_heads": ({}, 2)},
+    "multi_query": {},
+    "collaborative": {
+        "width": ({}, 20),
+        "content_bias": ({}, True),
+        "start": ({}, "normal"),
+    },
     "concatenate": {},
+    "capsule": {
+        "routing": ({}, "em"),
+        "capsules": ({}, 2),
+        "iterations": ({}, 1),
+        "sharpness": ({"routing": "em"}, 2.0),
+    },
     "disagreement": {"of": ({}, "position"), "include_self": ({}, False)},
     "guided": {
         "patterns": ({}, "same=2"),

@@ -13,7 +13,7 @@ from mapformers.attention.choices import Choices
 from mapformers.attention.ports import check_ports
 from mapformers.attention.result import AttentionOptions, AttentionResult, AttentionState, Ports
 from mapformers.attention.rotary import Rotation, rotate, rotation
-from mapformers.attention.state import Inputs, step_mechanism
+from mapformers.attention.state import Inputs, PlanState, step_mechanism
 from mapformers.core.carry import Carry, added
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Mechanism, Shape
@@ -22,7 +22,7 @@ from mapformers.core.scope import Scope
 from mapformers.core.score import Call
 from mapformers.functional import check_supports
 from mapformers.heads.head_loss import HeadLoss, Heads
-from mapformers.heads.projection import Sizes
+from mapformers.heads.projection import Projection, Sizes
 from mapformers.kernels.run import run_output
 from mapformers.kernels.shares import shares_of
 
@@ -54,7 +54,7 @@ class MultiHeadAttention(nn.Module):
         self.mechanisms = nn.ModuleList(mechanism for mechanism, _ in mechanisms)
         self.shares = [share for _, share in mechanisms]
         group = sizes.heads // ports.project.kv_heads
-        self._kv_shares = [share // group for share in self.shares]
+        self._kv_shares = [max(1, share // group) for share in self.shares]
         check_ports(self)
 
     def forward(
@@ -150,16 +150,32 @@ class MultiHeadAttention(nn.Module):
         turn = self._rotation(positions, x.dtype)
         call = self._call(heads, (turn, turn), scope, carry)
         call, memory = (call, None) if self.score is None else self.score.bind(call, state.memory)
-        outputs, parts = [], []
-        dealt = shares_of(call, self.shares, self._kv_shares)
-        for (mechanism, *plain), share, before in zip(self._plain(heads), dealt, state.parts, strict=True):
-            new = Inputs(share.q, share.k, share.v, positions, is_real)
-            attended, part = step_mechanism(mechanism, (plain[0], plain[1]), new, before, share)
-            outputs.append(attended.output)
-            parts.append(part)
-        output = self.merge(call.finished(torch.cat(outputs, 1)))
+        output, parts = self.step_call(call, state.parts)
         state = AttentionState(state.length + is_real.sum(1), parts, memory)
-        return AttentionResult(output, {}, call.carry), state
+        return AttentionResult(self.merge(output), {}, call.carry, call=call), state
+
+    def run_call(self, call: Call) -> tuple[Tensor, list[str]]:
+        """Outputs of the heads [B, H, N, D] of a call that has its plans, and the kernels that ran."""
+        outputs, kernels = [], []
+        for plan, share in zip(call.plans, shares_of(call, self.shares, self._kv_shares), strict=True):
+            output, kernel = run_output(share.fit(plan), share.q, share.k, share.v, call.scope, share.bias)
+            outputs.append(output)
+            kernels.append(kernel)
+        return call.finished(torch.cat(outputs, 1)), kernels
+
+    def step_call(self, call: Call, parts: list[PlanState | None]) -> tuple[Tensor, list[PlanState | None]]:
+        """The same of a call of new tokens, on top of what the mechanisms remember of those before."""
+        assert call.scope.positions is not None
+        assert call.scope.key_is_real is not None
+        outputs, after = [], []
+        plain_q, plain_k = call.plain_q.split(self.shares, 1), self._keys_of(call.plain_k)
+        dealt = shares_of(call, self.shares, self._kv_shares)
+        for mechanism, q, k, share, part in zip(self.parts(), plain_q, plain_k, dealt, parts, strict=True):
+            new = Inputs(share.q, share.k, share.v, call.scope.positions, call.scope.key_is_real)
+            attended, kept = step_mechanism(mechanism, (q, k), new, part, share)
+            outputs.append(attended.output)
+            after.append(kept)
+        return call.finished(torch.cat(outputs, 1)), after
 
     def update_centroids(self) -> None:
         """Let mechanisms and score terms move what gradients do not. Call after the optimiser step."""
@@ -215,7 +231,9 @@ class MultiHeadAttention(nn.Module):
             for loss in self.head_losses():
                 losses = added(losses, loss(seen))
         output = F.dropout(output, self.options.dropout, self.training)
-        return AttentionResult(self.merge(output), losses, call.carry.add_losses(losses), tuple(kernels))
+        return AttentionResult(
+            self.merge(output), losses, call.carry.add_losses(losses), tuple(kernels), call
+        )
 
     def _run(
         self,
@@ -229,12 +247,7 @@ class MultiHeadAttention(nn.Module):
         call = self._call(heads, turns, scope, carry, tuple(plans))
         if self.score is not None:
             call, _ = self.score.bind(call)
-        outputs, kernels = [], []
-        for plan, share in zip(plans, shares_of(call, self.shares, self._kv_shares), strict=True):
-            output, kernel = run_output(share.fit(plan), share.q, share.k, share.v, scope, share.bias)
-            outputs.append(output)
-            kernels.append(kernel)
-        return call.finished(torch.cat(outputs, 1)), kernels, call
+        return *self.run_call(call), call
 
     def _call(
         self,
@@ -260,9 +273,15 @@ class MultiHeadAttention(nn.Module):
         )
         q, k, v = project(x, context)
         if any(mechanism.shares_qk for mechanism in self.parts()):
-            shared = zip(self.parts(), q.split(self.shares, 1), k.split(self._kv_shares, 1), strict=True)
+            shared = zip(self.parts(), q.split(self.shares, 1), self._keys_of(k), strict=True)
             k = torch.cat([one if mechanism.shares_qk else other for mechanism, one, other in shared], 1)
         return _Heads(q, k, v)
+
+    def _keys_of(self, k: Tensor) -> list[Tensor]:
+        """The keys that each mechanism plans with; a single head repeated without memory."""
+        if k.shape[1] == 1:
+            return [k.expand(-1, count, -1, -1) for count in self._kv_shares]
+        return list(k.split(self._kv_shares, 1))
 
     def _plain(self, heads: _Heads) -> list[tuple[Mechanism, Tensor, Tensor]]:
         """The mechanisms with their heads of q and k."""
@@ -270,7 +289,7 @@ class MultiHeadAttention(nn.Module):
             zip(
                 self.parts(),
                 heads.q.split(self.shares, 1),
-                heads.k.split(self._kv_shares, 1),
+                self._keys_of(heads.k),
                 strict=True,
             )
         )
@@ -298,11 +317,12 @@ class MultiHeadAttention(nn.Module):
 
 
 def bind_mechanisms(
-    shares: list[tuple[Mechanism, int]], sizes: Sizes, kv_heads: int, generator: torch.Generator
+    shares: list[tuple[Mechanism, int]], sizes: Sizes, project: Projection, generator: torch.Generator
 ) -> list[tuple[Mechanism, int]]:
     """Bind each mechanism to its share of the heads."""
     for mechanism, share in shares:
-        mechanism.bind(Shape(share, max(1, share * kv_heads // sizes.heads), sizes.head_dim), generator)
+        kv_heads = max(1, share * project.kv_heads // sizes.heads)
+        mechanism.bind(Shape(share, kv_heads, project.key_dim or sizes.head_dim), generator)
     return shares
 
 

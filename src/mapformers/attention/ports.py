@@ -18,7 +18,7 @@ def check_ports(layer: MultiHeadAttention) -> None:
     group = sizes.heads // project.kv_heads
     for mechanism, share in zip(layer.parts(), layer.shares, strict=True):
         require(
-            share % group == 0,
+            share % group == 0 or project.kv_heads == 1,
             f"{mechanism.card.name}: heads must be a multiple of heads / kv_heads = {group}, got {share}; "
             "change the shares or kv_heads",
         )
@@ -26,6 +26,10 @@ def check_ports(layer: MultiHeadAttention) -> None:
     require(
         not options.rotary or sizes.head_dim % 2 == 0,
         f"rotary: head_dim must be even, got {sizes.head_dim}; choose another head_dim or rotary=False",
+    )
+    require(
+        not options.rotary or project.takes_rotary,
+        f"rotary: is not supported by {project.card.name}, got rotary=True; add positions to the input",
     )
     if project.has_second:
         _check_second(layer)

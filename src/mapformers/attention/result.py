@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mapformers.attention.state import PlanState
 from mapformers.core.carry import Carry
-from mapformers.core.score import Memory, ScoreTerm
+from mapformers.core.score import Call, Memory, ScoreTerm
 from mapformers.heads.head_loss import HeadLoss
 from mapformers.heads.merging import Merge
 from mapformers.heads.projection import Projection
@@ -20,13 +20,14 @@ class AttentionResult(NamedTuple):
 
     carry: for the layer above, with these losses added. kernels: the code that ran for each mechanism, in
     their order: sdpa, torch, native, flex or varlen; parts of a union that ran on different ones are joined
-    by "+".
+    by "+". call: what ran, behind the score terms.
     """
 
     output: Tensor
     losses: dict[str, Tensor]
     carry: Carry
     kernels: tuple[str, ...] = ()
+    call: Call | None = None
 
 
 @dataclass(frozen=True)

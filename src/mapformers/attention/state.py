@@ -161,7 +161,7 @@ class SumState:
 
     def step(self, plan: Features, new: Inputs) -> Attended:
         """What was summed before, and the causal sums among the new tokens."""
-        heads, kv_heads = plan.phi_q.shape[1], new.k.shape[1]
+        heads, kv_heads = plan.phi_q.shape[1], max(new.k.shape[1], new.v.shape[1])
         before = None
         if self.carried is not None:
             sums, level = self.carried

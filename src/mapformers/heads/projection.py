@@ -46,6 +46,12 @@ class Projection(nn.Module):
     Config: ClassVar[type]
     kv_heads: int
     has_second: ClassVar[bool] = False  # a second set of q, k, v for the rows that the mechanism marks
+    takes_rotary: ClassVar[bool] = True
+
+    @property
+    def key_dim(self) -> int | None:
+        """Size of a query and a key where it is not that of a value."""
+        return None
 
     def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, N, dim] and context [B, M, dim] to q, k, v."""
@@ -90,6 +96,30 @@ class GroupedQuery(Projection):
 
     def _split(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h d) -> b h n d", d=self.head_dim)
+
+
+@dataclass(frozen=True)
+class MultiQueryConfig:
+    """No options."""
+
+
+class MultiQuery(GroupedQuery):
+    """One key/value head for all query heads."""
+
+    Config = MultiQueryConfig  # type: ignore[assignment]
+    card = Card(
+        name="multi_query",
+        kind="project",
+        family="improved multi-head",
+        paper="Shazeer 2019, arXiv 1911.02150",
+        formula="q = x W_q in H heads, k = x W_k and v = x W_v in one",
+        cost="keys and values: H times less memory and projection",
+        summary="all query heads share one key/value head",
+        options=options_of(MultiQueryConfig),
+    )
+
+    def __init__(self, config: MultiQueryConfig, sizes: Sizes, generator: torch.Generator) -> None:
+        super().__init__(GroupedQueryConfig(kv_heads=1), sizes, generator)
 
 
 class MultiHead(GroupedQuery):
