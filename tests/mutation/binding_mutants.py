@@ -95,8 +95,8 @@ BINDING_MUTANTS = (
     Mutant(
         "groups of heads are dealt out in turn",
         "attention/convert.py",
-        "weight.unflatten(0, (kv_heads, -1, layer.sizes.head_dim))\n            getattr(project, name).weight.copy_(heads.mean(1)",
-        "weight.unflatten(0, (-1, kv_heads, layer.sizes.head_dim))\n            getattr(project, name).weight.copy_(heads.mean(0)",
+        "weight.unflatten(0, (kv_heads, -1, layer.sizes.head_dim))",
+        "weight.unflatten(0, (-1, kv_heads, layer.sizes.head_dim)).transpose(0, 1)",
         ("tests/heads/test_projections.py",),
         "neighbouring",
     ),
