@@ -48,6 +48,7 @@ format: $(DEV_STAMP) ## put the code into ruff's format and mend what ruff can m
 readme: $(RUN_STAMP) ## write the README's tables anew, from the catalog and from benchmarks/results
 	$(BIN)/python tools/readme_table.py --write
 	$(BIN)/python tools/readme_results.py --write
+	$(BIN)/python tools/combinations.py --write
 
 pictures: $(RUN_STAMP) ## draw docs/pictures anew
 	$(BIN)/python tools/pictures.py docs/pictures

@@ -22,6 +22,13 @@ def test_the_tables_of_results_are_fresh(name: str) -> None:
     assert tool["written"](ROOT / name) == page, "the tables are stale; run: make readme"
 
 
+@pytest.mark.slow
+def test_the_table_of_combinations_is_fresh() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "combinations.py"))
+    page = (ROOT / "docs" / "combinations.md").read_text(encoding="utf-8")
+    assert tool["written"]() == page, "the table is stale; run: make readme"
+
+
 def test_the_sheet_of_patterns_can_be_drawn(tmp_path: object) -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "pictures.py"))
     tool["sheet"](tmp_path / "patterns.png")

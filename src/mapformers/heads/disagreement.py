@@ -20,7 +20,7 @@ from mapformers.core.card import Card, option, options_of
 from mapformers.core.errors import require, require_known
 from mapformers.core.plans import Plan, Union
 from mapformers.core.score import Call, Pairs, ScoreSite, ScoreTerm
-from mapformers.heads.head_loss import HeadLoss, Heads, mean_over
+from mapformers.heads.head_loss import HeadLoss, Heads, mean_over, weighing_twice
 from mapformers.kernels.softmax import at_least_float32, expand_heads
 
 KINDS = ("output", "subspace", "position")
@@ -137,4 +137,5 @@ def _of_pairs(heads: Heads, first: Tensor, second: Tensor) -> Call:
     q = q * 2**0.5  # kernels divide by the root of the width
     k = torch.cat([k[:, first], k[:, second]], -1)
     bias = None if call.bias is None else _OfPairs(call.bias, first, second)
-    return replace(call, q=q, k=k, v=k[..., :1], bias=bias)
+    plans = tuple(weighing_twice(plan) for plan in call.plans)
+    return replace(call, q=q, k=k, v=k[..., :1], bias=bias, plans=plans)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mapformers.core.card import Card
-from mapformers.core.plans import Dense, Plan, Union
+from mapformers.core.plans import Dense, Plan, Union, Windows
 from mapformers.core.score import Call, Pairs, ScoreSite, ScoreTerm
 from mapformers.kernels.run import run
 from mapformers.kernels.shares import Share, shares_of
@@ -92,7 +92,16 @@ class Changed(ScoreTerm):
 def doubled(share: Share) -> Share:
     """All scores twice: the sum of exp(2 score) is that of squared weights."""
     bias = None if share.bias is None else Changed(share.bias, lambda tile, _: 2 * tile)
-    return share._replace(q=2 * share.q, bias=bias)
+    return share._replace(q=2 * share.q, bias=bias, fit=lambda plan: weighing_twice(share.fit(plan)))
+
+
+def weighing_twice(plan: Plan) -> Plan:
+    """The plan with its own additions to scores twice."""
+    if isinstance(plan, Union):
+        return replace(plan, parts=tuple(weighing_twice(part) for part in plan.parts))
+    if isinstance(plan, Windows) and plan.log_weight is not None:
+        return replace(plan, log_weight=2 * plan.log_weight)
+    return plan
 
 
 def without_own_keys(plan: Plan) -> Plan:
