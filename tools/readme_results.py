@@ -36,7 +36,62 @@ def more_tables() -> str:
     """Of docs/results.md: whole families."""
     rows = {row: f"`{one['spec']}`" for row, one in newest("recall-64-8")["rows"].items()}
     parts = (family_speed("sparse"), family_speed("compact"), recall(rows), duplication())
-    return "\n\n".join((*parts, features(), capacity(), clusters(), set_regression())) + "\n"
+    parts = (*parts, features(), capacity(), clusters(), set_regression())
+    return "\n\n".join((*parts, score_terms(), head_studies(), decode_heads())) + "\n"
+
+
+def score_terms() -> str:
+    """Time of a band with a score term beside the band without one."""
+    found = newest("score-terms")
+    settings = found["settings"]
+    rows = {
+        name: [f"{1000 * row['min']:.0f} ms", f"{row['ratio']:.2f}x"] for name, row in found["rows"].items()
+    }
+    title = (
+        f"Score terms on a band of {settings['window']}, {settings['length']:,} tokens, 8 heads of 64, "
+        "forward and backward with the gradients of the term. Those of the distance run through the native "
+        "kernel's table"
+    )
+    return table(title, ["term", "time", "beside no term"], rows, found)
+
+
+def head_studies() -> str:
+    """Small byte models beside their plain twins."""
+    found = newest("head-studies")
+    rows = {
+        name: [f"{row['parameters']:,}", "{mean:.3f} ± {standard_error:.3f}".format(**row["bits_per_byte"])]
+        for name, row in found["summary"].items()
+    }
+    seeds = len(next(iter(found["runs"].values())))
+    spans = [run["spans"] for run in found["runs"].get("adaptive span", [])]
+    means = [sum(sum(layer) / len(layer) for layer in each) / len(each) for each in zip(*spans, strict=True)]
+    title = (
+        f"Small models of bytes, 150 steps of 2,048 bytes of Python's standard library, {seeds} seeds: bits "
+        "per byte on held-out files. Mean spans learned from layer 1 upwards: "
+        + ", ".join(f"{mean:.0f}" for mean in means)
+        + " of 256 tokens"
+    )
+    return table(title, ["model", "parameters", "bits per byte"], rows, found)
+
+
+def decode_heads() -> str:
+    """Cache and time with fewer key/value heads."""
+    found = newest("decode-heads")
+    first = found["decode"]["multi_head"]
+    rows = {
+        f"`{name}`": [
+            f"{row['cache_bytes'] / 2**20:.0f} MiB",
+            f"{first['cache_bytes'] / row['cache_bytes']:.0f}x",
+            f"{1000 * row['seconds']:.1f} ms",
+        ]
+        for name, row in found["decode"].items()
+    }
+    steps = "; ".join(f"{name} {1000 * row['seconds']:.0f} ms" for name, row in found["train"].items())
+    title = (
+        f"One layer of full attention, 8 heads of 64, after {found['settings']['tokens']:,} tokens: keys and "
+        f"values kept, and time of a token. Forward and backward of 4 x 512 tokens: {steps}"
+    )
+    return table(title, ["projection", "kept", "smaller", "a token"], rows, found)
 
 
 def features() -> str:

@@ -82,14 +82,14 @@ def attention(
     for name, value in (("dim", dim), ("heads", heads)):
         require(value >= 1, f"attention: {name} must be 1 or more, got {value}; choose a positive number")
     require(
-        head_dim is not None or dim % heads == 0,
+        head_dim is not None or dim % heads == 0 or _head_dim_of(project) is not None,
         f"attention: heads must divide dim={dim}, got {heads}; choose another number or give head_dim",
     )
     require(
         head_dim is None or head_dim >= 1, f"attention: head_dim must be 1 or more, got {head_dim}; drop it"
     )
     require(0 <= dropout < 1, f"attention: dropout must lie in [0, 1), got {dropout}; use 0.1 for example")
-    sizes = Sizes(dim, heads, head_dim or dim // heads)
+    sizes = Sizes(dim, heads, head_dim or _head_dim_of(project) or dim // heads)
     projection = _projection(project, kv_heads, sizes, generator)
     shares = bind_mechanisms(_mechanisms(mechanism, heads), sizes, projection, generator)
     ports = Ports(
@@ -182,6 +182,15 @@ def _projection(
     entry, config = _one(PROJECTIONS, given, "project")
     projection: Projection = entry(config, sizes, generator)
     return projection
+
+
+def _head_dim_of(given: str | Projection | None) -> int | None:
+    """Size of the heads where a projection fixes it."""
+    if not isinstance(given, str):
+        return None
+    entry, config = _one(PROJECTIONS, given, "project")
+    found: int | None = entry.head_dim_of(config)
+    return found
 
 
 def _merge(given: str | Merge | None, sizes: Sizes, generator: torch.Generator) -> Merge:

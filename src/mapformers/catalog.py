@@ -19,7 +19,7 @@ from mapformers.heads.disagreement import Disagreement
 from mapformers.heads.guided import Guided
 from mapformers.heads.local_global import LocalGlobal
 from mapformers.heads.merging import Concatenate
-from mapformers.heads.projection import GroupedQuery, MultiHead, MultiQuery
+from mapformers.heads.projection import GroupedQuery, HeadSize, MultiHead, MultiQuery
 from mapformers.heads.shared_qk import SharedQK
 from mapformers.heads.talking_heads import TalkingHeads
 from mapformers.mechanisms.compressed.linformer import Linformer
@@ -110,7 +110,7 @@ SCORES = (
     AdaptiveSpan,
     MultiScale,
 )
-PROJECTIONS = (MultiHead, MultiQuery, GroupedQuery, Collaborative, LocalGlobal, SharedQK)
+PROJECTIONS = (MultiHead, MultiQuery, GroupedQuery, HeadSize, Collaborative, LocalGlobal, SharedQK)
 MERGES = (Concatenate, Capsule)
 LOSSES = (Disagreement, Guided)
 BLOCKS = (

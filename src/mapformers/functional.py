@@ -6,8 +6,8 @@ from mapformers.core.errors import require
 from mapformers.core.mechanism import Mechanism, Shape
 from mapformers.core.scope import Scope
 from mapformers.core.score import Call, ScoreTerm
-from mapformers.kernels.fit import fitted
 from mapformers.kernels.run import run_output
+from mapformers.kernels.shares import run_share, shares_of
 
 
 def attend(
@@ -48,7 +48,8 @@ def attend(
     if score is None:
         return run_output(plan, q, k, v, scope)[0]
     call, _ = score.bind(Call(q, k, q, k, v, (plan,), scope))
-    return call.finished(run_output(fitted(plan, call), call.q, call.k, call.v, scope, call.bias)[0])
+    (share,) = shares_of(call, (q.shape[1],), (k.shape[1],))
+    return call.finished(run_share(plan, share, call)[0])
 
 
 def dense_weights(

@@ -29,6 +29,7 @@ SCORE_SPECS: dict[str, tuple[str, ...]] = {
     "adaptive_span": (
         "adaptive_span(limit=20, ramp=4, initial=0.3)",
         "adaptive_span(limit=64, ramp=3, initial=0.9)",
+        "adaptive_span(limit=30, ramp=4, initial=0.3, dynamic=true)",
     ),
     "multi_scale": ("multi_scale(scales='1,4,9,64')", "multi_scale(scales='7,2', alpha=0.5, layer=2)"),
 }
@@ -62,13 +63,14 @@ PORT_CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "tasks": ({}, 2),
         "size": ({"tasks": 2}, 3),
     },
-    "hard_gaussian": {"centres": ({}, "-2,2"), "sigma": ({}, 2.0)},
+    "hard_gaussian": {"centres": ({}, "-2,2"), "sigma": ({}, 2.0), "normalise": ({}, False)},
     "alibi": {},
     "t5_bias": {"buckets": ({}, 8), "limit": ({"buckets": 4}, 3)},
     "adaptive_span": {
         "limit": ({"initial": 0.5, "ramp": 2}, 4),
         "ramp": ({}, 2),
         "initial": ({"limit": 4, "ramp": 2}, 0.4),
+        "dynamic": ({"initial": 0.2, "limit": 40}, True),
     },
     "multi_scale": {
         "scales": ({}, "3,5"),
@@ -80,6 +82,7 @@ PORT_CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
     "shared_qk": {},
     "grouped_query": {"kv_heads": ({}, 2)},
     "multi_query": {},
+    "head_size": {"size": ({}, 12)},
     "collaborative": {
         "width": ({}, 20),
         "content_bias": ({}, True),

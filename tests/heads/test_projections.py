@@ -164,6 +164,13 @@ def test_head_size_is_free() -> None:
     assert made(torch.zeros(1, 5, DIM)).shape == (1, 5, DIM)
     same = mf.attention("full", DIM, HEADS, head_dim=DIM // HEADS)
     assert_close(same(drawn().float()), mf.attention("full", DIM, HEADS)(drawn().float()), "rounding")
+    named = mf.attention("full", 30, HEADS, project="head_size(size=8)")
+    assert named.project.query.weight.shape == (32, 30)
+    assert_close(
+        named(torch.ones(1, 5, 30)),
+        mf.attention("full", 30, HEADS, head_dim=8)(torch.ones(1, 5, 30)),
+        "rounding",
+    )
     errors = {}
     for size in (2, 12):
         generator = torch.Generator().manual_seed(0)

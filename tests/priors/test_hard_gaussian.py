@@ -60,3 +60,37 @@ def test_decode(generator: torch.Generator) -> None:
 def test_bad_options_are_refused(options: str) -> None:
     with pytest.raises(mf.MapformersError, match=r"hard_gaussian: .*; "):
         mf.score(f"hard_gaussian({options})", 2, 8)
+
+
+@pytest.mark.parametrize("text", ["full", "band(window=6)", "full:1 + band(window=6):1"])
+def test_the_density_is_not_normalised(text: str, generator: torch.Generator) -> None:
+    """Weights of the normal distribution over what is seen, as the published code takes them."""
+    term = "hard_gaussian(centres='-1,0', sigma=1.5, normalise=false)"
+    layer = mf.attention(text, 8, 2, causal=True, score=term).double()
+    x = torch.randn(2, 15, 8, generator=generator, dtype=torch.float64)
+    i, j = torch.arange(15, dtype=torch.float64)[:, None], torch.arange(15, dtype=torch.float64)
+    density = [torch.exp(-((j - i - c) ** 2) / 4.5) / (1.5 * math.sqrt(2 * math.pi)) for c in (-1, 0)]
+    weights = torch.stack(density).tril()
+    if "band" in text:
+        of_band = slice(1, None) if "full" in text else slice(None)
+        weights[of_band] *= torch.ones(15, 15).triu(-6)
+    _, _, v = layer.project(x, x)
+    assert_close(layer(x), layer.merge(weights @ v), "rounding")
+    state, outputs = layer.init_state(2), []
+    for t in range(15):
+        y, state = layer.step(x[:, t : t + 1], state)
+        outputs.append(y)
+    assert_close(torch.cat(outputs, 1), layer(x), "decode")
+
+
+def test_interior_rows_are_nearly_normalised() -> None:
+    """Whole numbers sample the density finely enough: both forms agree to 1e-6 away from the ends."""
+    q = torch.zeros(1, 2, 30, 8, dtype=torch.float64)
+    v = torch.randn(1, 2, 30, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    full = mf.mechanism("full")
+    both = [
+        mf.attend(full, q, q, v, score=mf.score(f"hard_gaussian(normalise={word})", 2, 8))
+        for word in ("true", "false")
+    ]
+    gap = (both[0] - both[1]).abs()
+    assert float(gap[:, :, 8:-8].max()) < 1e-5 < 0.1 < float(gap.max())

@@ -11,6 +11,13 @@ from mapformers.train.models import config_of, decodes, parameter_count
 from mapformers.train.presets import Preset, at_stage, load_preset, override, preset_from, preset_names
 
 ROUTING = ("routing-enwik8", "routing-imagenet64", "routing-pg19", "routing-wikitext103")
+STUDIES = (
+    "adaptive-span-small",
+    "lazyformer-small",
+    "multi-query-small",
+    "realformer-small",
+    "talking-heads-small",
+)
 PUBLISHED = (
     "axial-imagenet64",
     "bp-enwik8",
@@ -23,7 +30,7 @@ PUBLISHED = (
 
 
 def test_the_presets_there_are() -> None:
-    assert preset_names() == ("demo", "laptop", *PUBLISHED)
+    assert preset_names() == ("demo", "laptop", *sorted((*STUDIES, *PUBLISHED)))
 
 
 @pytest.mark.parametrize("name", preset_names())

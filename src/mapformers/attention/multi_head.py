@@ -23,8 +23,7 @@ from mapformers.core.score import Call
 from mapformers.functional import check_supports
 from mapformers.heads.head_loss import HeadLoss, Heads
 from mapformers.heads.projection import Projection, Sizes
-from mapformers.kernels.run import run_output
-from mapformers.kernels.shares import shares_of
+from mapformers.kernels.shares import run_share, shares_of, weighed
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 
@@ -158,7 +157,7 @@ class MultiHeadAttention(nn.Module):
         """Outputs of the heads [B, H, N, D] of a call that has its plans, and the kernels that ran."""
         outputs, kernels = [], []
         for plan, share in zip(call.plans, shares_of(call, self.shares, self._kv_shares), strict=True):
-            output, kernel = run_output(share.fit(plan), share.q, share.k, share.v, call.scope, share.bias)
+            output, kernel = run_share(plan, share, call)
             outputs.append(output)
             kernels.append(kernel)
         return call.finished(torch.cat(outputs, 1)), kernels
@@ -173,7 +172,7 @@ class MultiHeadAttention(nn.Module):
         for mechanism, q, k, share, part in zip(self.parts(), plain_q, plain_k, dealt, parts, strict=True):
             new = Inputs(share.q, share.k, share.v, call.scope.positions, call.scope.key_is_real)
             attended, kept = step_mechanism(mechanism, (q, k), new, part, share)
-            outputs.append(attended.output)
+            outputs.append(weighed(attended, call))
             after.append(kept)
         return call.finished(torch.cat(outputs, 1)), after
 

@@ -62,6 +62,7 @@ class Call:
     bias              None = nothing is added
     own_keys          what a plan's own keys become: from [B, h, K, D] of some heads, whose first is given, to
                       [B, h, K, F], or one after another
+    log_scale         None = weights are a softmax. Otherwise they are exp(score + log_scale) as they are
     finish            what turns outputs [B, H, N, E] into those of the heads, in this order
     """
 
@@ -75,6 +76,7 @@ class Call:
     carry: Carry = field(default_factory=Carry)
     bias: ScoreTerm | None = None
     own_keys: tuple[Callable[[Tensor, int], Tensor], ...] = ()
+    log_scale: float | None = None
     finish: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def add(self, term: ScoreTerm) -> Call:

@@ -1,7 +1,7 @@
 """Project port: how x becomes queries, keys and values."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -47,6 +47,11 @@ class Projection(nn.Module):
     kv_heads: int
     has_second: ClassVar[bool] = False  # a second set of q, k, v for the rows that the mechanism marks
     takes_rotary: ClassVar[bool] = True
+
+    @classmethod
+    def head_dim_of(cls, config: Any) -> int | None:
+        """Size of the heads where the projection fixes it; None = as the layer says."""
+        return None
 
     @property
     def key_dim(self) -> int | None:
@@ -122,6 +127,16 @@ class MultiQuery(GroupedQuery):
         super().__init__(GroupedQueryConfig(kv_heads=1), sizes, generator)
 
 
+@dataclass(frozen=True)
+class HeadSizeConfig:
+    """Options of head_size."""
+
+    size: int = option(64, "numbers of a query, key and value, whatever dim and heads are")
+
+    def __post_init__(self) -> None:
+        require(self.size >= 1, f"head_size: size must be 1 or more, got {self.size}; use 64 for example")
+
+
 class MultiHead(GroupedQuery):
     """The plain form: as many key/value heads as query heads."""
 
@@ -139,3 +154,27 @@ class MultiHead(GroupedQuery):
 
     def __init__(self, config: MultiHeadConfig, sizes: Sizes, generator: torch.Generator) -> None:
         super().__init__(GroupedQueryConfig(kv_heads=sizes.heads), sizes, generator)
+
+
+class HeadSize(MultiHead):
+    """Heads of any size: as large as the sequence, a head reaches every matrix of weights."""
+
+    Config = HeadSizeConfig  # type: ignore[assignment]
+    card = Card(
+        name="head_size",
+        kind="project",
+        family="improved multi-head",
+        paper="Bhojanapalli et al. 2020, arXiv 2002.07028",
+        formula="q, k, v of H heads of `size`, merged from H size to dim",
+        cost="parameters 4 dim H size",
+        summary="heads of a size of their own, as head_dim= of the layer",
+        options=options_of(HeadSizeConfig),
+    )
+
+    def __init__(self, config: HeadSizeConfig, sizes: Sizes, generator: torch.Generator) -> None:
+        super().__init__(MultiHeadConfig(), sizes, generator)
+
+    @classmethod
+    def head_dim_of(cls, config: HeadSizeConfig) -> int | None:
+        """As the config says."""
+        return config.size

@@ -11,6 +11,7 @@ from mapformers.core.scope import Scope
 from mapformers.core.score import ScoreTerm
 from mapformers.kernels.softmax import (
     at_least_float32,
+    by_groups,
     default_scale,
     expand_heads,
     score_bias,
@@ -56,11 +57,11 @@ def dense_attend(
         v = plan.values.to(v.dtype)
     elif own_keys:
         v = v.new_zeros(1, 1, k.shape[2], v.shape[-1])
-    k = expand_heads(k, heads).expand(batch, heads, -1, -1)
-    v = expand_heads(v, heads).expand(batch, heads, -1, -1)
+    k, v = k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)
 
     def rows_of(rows: slice) -> tuple[Tensor, Tensor]:
-        scores = at_least_float32(q[:, :, rows] @ k.transpose(-1, -2)) * default_scale(dim)  # [B, H, rows, K]
+        products = by_groups(q[:, :, rows], k.transpose(-1, -2))  # [B, H, rows, K]
+        scores = at_least_float32(products) * default_scale(dim)
         if score is not None and not own_keys:
             scores = scores + score_bias(score, scope, q, m, rows).to(scores.dtype)
         allowed = None if own_keys else _visible(scope, rows, n, m, q.device)

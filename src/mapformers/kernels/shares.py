@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mapformers.core.attended import Attended
 from mapformers.core.plans import Plan
 from mapformers.core.score import Call, RowsOf, ScoreTerm
 from mapformers.kernels.fit import fitted
+from mapformers.kernels.run import run, run_output
 
 
 class Share(NamedTuple):
@@ -23,6 +25,22 @@ class Share(NamedTuple):
     bias: ScoreTerm | None
     fit: Callable[[Plan], Plan]
     first: int = 0
+
+
+def run_share(plan: Plan, share: Share, call: Call) -> tuple[Tensor, str]:
+    """The output of one mechanism, and the kernel that ran."""
+    plan = share.fit(plan)
+    if call.log_scale is None:
+        return run_output(plan, share.q, share.k, share.v, call.scope, share.bias)
+    attended = run(plan, share.q, share.k, share.v, call.scope, share.bias)
+    return weighed(attended, call), attended.kernel
+
+
+def weighed(attended: Attended, call: Call) -> Tensor:
+    """The output, with weights that are not normalised where the call says so."""
+    if call.log_scale is None:
+        return attended.output
+    return attended.output * (attended.lse + call.log_scale).exp().unsqueeze(-1).to(attended.output.dtype)
 
 
 def shares_of(call: Call, shares: Sequence[int], kv_shares: Sequence[int]) -> Iterator[Share]:

@@ -23,6 +23,18 @@ def expand_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
+def by_groups(x: Tensor, y: Tensor) -> Tensor:
+    """x [B, H, N, K] times y [B, G, K, P], whose heads serve H / G heads each: [B, H, N, P].
+
+    The heads of a group stand as further rows, so that y is read once and never repeated in memory.
+    """
+    heads, groups = x.shape[1], y.shape[1]
+    if heads == groups:
+        return x @ y
+    rows = x.unflatten(1, (groups, heads // groups)).flatten(2, 3)  # [B, G, H / G N, K]
+    return (rows @ y).unflatten(2, (heads // groups, -1)).flatten(1, 2)
+
+
 def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     """[B, H, N, M] q . k / sqrt(D), key/value heads repeated."""
     return q @ expand_heads(k, q.shape[1]).transpose(-1, -2) * default_scale(q.shape[-1])
@@ -47,7 +59,8 @@ def softmax_attend(scores: Tensor, allowed: Tensor | None, v: Tensor) -> Attende
     total = weights.sum(-1, keepdim=True)
     seen = total > 0
     total = torch.where(seen, total, 1.0)
-    output = (weights.to(v.dtype) @ v) / total.to(v.dtype)
+    weights = weights.to(v.dtype)
+    output = (by_groups(weights, v) if v.dim() == 4 else weights @ v) / total.to(v.dtype)
     lse = (total.log() + top).masked_fill(~seen, float("-inf"))
     return Attended(output, lse.squeeze(-1))
 

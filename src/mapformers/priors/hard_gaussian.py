@@ -3,22 +3,22 @@
 Paper    You, Sun, Iyyer 2020, "Hard-Coded Gaussian Attention for Neural Machine Translation", ACL,
          arXiv 2005.00742.
 Formula  score[h, i, j] = -(j - i - c_h)^2 / (2 sigma^2) instead of q_i . k_j
+         normalise=false: weights exp(score) / (sigma sqrt(2 pi)), without a softmax
 Cost     O(1) per pair
 Differs  Weights are normalised over the keys that are seen. The published code takes the density of the
          normal distribution as it is, so that rows near the ends, and rows of causal heads, sum to less
-         than one; that form needs weights without a softmax and is left out. No score is below -1e4. q and k
-         are projected but not used.
+         than one: normalise=false. No score is below -1e4. q and k are projected but not used.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mapformers.core.card import Card, option, options_of
 from mapformers.core.errors import require
-from mapformers.core.score import DistanceTerm, ScoreSite
+from mapformers.core.score import Call, DistanceTerm, Memory, ScoreSite
 from mapformers.priors.numbers import numbers_in
 
 LOWEST = -1e4  # of a score: float32 still tells log-sum-exps of this size apart
@@ -30,6 +30,7 @@ class HardGaussianConfig:
 
     centres: str = option("", "key minus query position, repeated over heads; default -1,1, causal -1,0")
     sigma: float = option(1.0, "standard deviation in tokens")
+    normalise: bool = option(True, "softmax over the keys seen; false = the density, as published")
 
     def __post_init__(self) -> None:
         if self.centres:
@@ -66,7 +67,13 @@ class HardGaussian(DistanceTerm):
             "give fewer",
         )
         self.sigma = config.sigma
+        self.log_scale = None if config.normalise else -math.log(config.sigma * math.sqrt(2 * math.pi))
         self.centres = [centres[h % len(centres)] for h in range(site.heads)]
+
+    def bind(self, call: Call, memory: Memory | None = None) -> tuple[Call, Memory | None]:
+        """In the place of q . k, and of the softmax where it is a density."""
+        call, _ = super().bind(call, memory)
+        return replace(call, log_scale=self.log_scale), None
 
     def at(self, head: Tensor, distance: Tensor) -> Tensor:
         """By how far the key is from the centre, in standard deviations."""

@@ -49,7 +49,7 @@ class MultiScale(DistanceTerm):
     card = Card(
         name="multi_scale",
         kind="score",
-        family="multi-head",
+        family="improved multi-head",
         paper="Guo et al. 2020, arXiv 1912.00544",
         formula="score[h,i,j] = -inf where |i-j| > scale_h // 2",
         cost="O(1) per pair",

@@ -14,6 +14,7 @@ TRIED: dict[str, tuple[str, ...]] = {
         "multi_head",
         "multi_query",
         "grouped_query(kv_heads=2)",
+        "head_size(size=12)",
         "collaborative",
         "local_global",
         "shared_qk",
