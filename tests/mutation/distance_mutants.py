@@ -36,8 +36,8 @@ DISTANCE_MUTANTS = (
     Mutant(
         "the centre lies on the other side",
         "priors/hard_gaussian.py",
-        "(distance + torch.tensor(self.centres",
-        "(distance - torch.tensor(self.centres",
+        "(distance + centres[head])",
+        "(distance - centres[head])",
         of("hard_gaussian"),
     ),
     Mutant(
@@ -58,8 +58,8 @@ DISTANCE_MUTANTS = (
     Mutant(
         "the plan ends before the ramp",
         "priors/adaptive_span.py",
-        "float(self.ratio.detach().max())) + self.config.ramp",
-        "float(self.ratio.detach().max())) + self.config.ramp // 2",
+        "float(self.spans().max())) + self.config.ramp",
+        "float(self.spans().max())) + self.config.ramp // 2",
         of("adaptive_span"),
     ),
     Mutant(

@@ -77,7 +77,6 @@ class HardGaussian(DistanceTerm):
 
     def at(self, head: Tensor, distance: Tensor) -> Tensor:
         """By how far the key is from the centre, in standard deviations."""
-        away = (
-            distance + torch.tensor(self.centres, dtype=torch.float64, device=head.device)[head]
-        ) / self.sigma
+        centres = torch.tensor(self.centres, dtype=torch.float64, device=head.device)
+        away = (distance + centres[head]) / self.sigma
         return (-0.5 * away.square()).clamp(min=LOWEST)
