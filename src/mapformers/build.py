@@ -95,7 +95,7 @@ def attention(
     ports = Ports(
         projection,
         _merge(merge, sizes, generator),
-        _score(score, sizes, causal, generator),
+        _score(score, heads, projection.key_dim or sizes.head_dim, causal, generator),
         _losses(loss, sizes, causal, generator),
     )
     return MultiHeadAttention(sizes, shares, ports, AttentionOptions(causal, rotary, rotary_base, dropout))
@@ -204,11 +204,11 @@ def _merge(given: str | Merge | None, sizes: Sizes, generator: torch.Generator) 
 
 
 def _score(
-    given: str | ScoreTerm | None, sizes: Sizes, causal: bool, generator: torch.Generator
+    given: str | ScoreTerm | None, heads: int, key_dim: int, causal: bool, generator: torch.Generator
 ) -> ScoreTerm | None:
     if not isinstance(given, str):
         return given
-    return score(given, sizes.heads, sizes.head_dim, causal=causal, seed=generator)
+    return score(given, heads, key_dim, causal=causal, seed=generator)
 
 
 def _losses(

@@ -17,7 +17,7 @@ from mapformers.core.scope import Scope
 
 @dataclass(frozen=True)
 class ScoreSite:
-    """What a term is made for: H heads of size `head_dim`, in a causal layer or not."""
+    """What a term is made for: H heads with queries of size `head_dim`, in a causal layer or not."""
 
     heads: int
     head_dim: int
