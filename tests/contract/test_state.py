@@ -90,7 +90,8 @@ def test_nothing_uses_the_global_random_state(text: str, untouched: None, x: tor
 
 @pytest.mark.parametrize("text", cases.ALL_BLOCKS)
 def test_blocks_do_not_either(text: str, untouched: None, x: torch.Tensor) -> None:
-    block = mf.block(text, cases.DIM, cases.HEADS)
+    causal = not cases.block_supports(text, "bidirectional")
+    block = mf.block(text, cases.DIM, cases.HEADS, causal=causal)
     block(x, Carry())[0].sum().backward()
     block.update_centroids()
 

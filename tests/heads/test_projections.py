@@ -137,8 +137,8 @@ def test_a_trained_layer_becomes_collaborative() -> None:
     plain, x = layer("band(window=5)", causal=True), drawn()
     assert_close(collaborate(plain)(x), plain(x), "rounding")
     assert_close(collaborate(plain, 40)(x), plain(x), "rounding")
-    errors = [float((collaborate(plain, width)(x) - plain(x)).norm().detach()) for width in (8, 16, 24)]
-    assert errors[0] > errors[1] > errors[2] > 0
+    errors = [float((collaborate(plain, width)(x) - plain(x)).norm().detach()) for width in (8, 20)]
+    assert errors[0] > errors[1] > 0
     with pytest.raises(MapformersError, match="collaborate: is not possible with rotary positions"):
         collaborate(layer(rotary=True))
 

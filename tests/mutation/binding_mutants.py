@@ -133,8 +133,7 @@ BINDING_MUTANTS = (
         "kernels/fit.py",
         "before = reach + 1 if plan.before is None else min(plan.before, reach + 1)",
         "before = reach if plan.before is None else min(plan.before, reach)",
-        (f"{PRODUCT}::test_terms_on_mechanisms", "tests/priors/test_multi_scale.py"),
-        "multi_scale",
+        of("multi_scale"),
     ),
     Mutant(
         "products of weights with a scale of single heads",

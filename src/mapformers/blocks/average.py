@@ -64,7 +64,7 @@ class AverageBlock(Block):
     def __init__(self, config: AverageConfig, site: Site) -> None:
         super().__init__()
         dim, hidden = site.dim, config.hidden or 4 * site.dim
-        self.config = config
+        self.config, self.dim = config, site.dim
         self.feed = FeedForward(dim, hidden, config.activation, site.generator) if config.feed else None
         self.gate = linear(2 * dim, 2 * dim, site.generator, bias=True)
         self.feed_forward = FeedForward(dim, hidden, config.activation, site.generator)
