@@ -13,6 +13,7 @@ from mapformers.train.presets import Preset, at_stage, load_preset, override, pr
 ROUTING = ("routing-enwik8", "routing-imagenet64", "routing-pg19", "routing-wikitext103")
 STUDIES = (
     "adaptive-span-small",
+    "capsule-small",
     "lazyformer-small",
     "multi-query-small",
     "realformer-small",
