@@ -157,7 +157,6 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "lazyformer(attention='full', depth=3, norm=post, activation=relu)",
         "lazyformer(attention='routing(clusters=4, window=6):2 + band:2', hidden=40)",
         "lazyformer(attention='moba(block=4, top=2)', depth=2)",
-        "lazyformer(attention='linear', depth=2)",
         "lazyformer(attention='longformer(window=3, global_tokens=2)', depth=2)",
     ),
     "star": ("star", "star(ring=false, activation=leaky_relu)"),

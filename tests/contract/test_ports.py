@@ -52,17 +52,19 @@ def runs(text: str, causal: bool, **port: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("port", [(port, text) for port in ("project", "merge") for text in TRIED[port]])
 @pytest.mark.parametrize(("text", "causal"), SINGLE)
-def test_projections_and_merges(
-    text: str, causal: bool, port: tuple[str, str], generator: torch.Generator
-) -> None:
-    kind, name = port
+def test_projections_and_merges(text: str, causal: bool, generator: torch.Generator) -> None:
+    for kind in ("project", "merge"):
+        for name in TRIED[kind]:
+            if name != "local_global":  # two sets: tests/attention/test_local_global.py
+                equals_the_reference(text, causal, kind, name, generator)
+
+
+def equals_the_reference(text: str, causal: bool, kind: str, name: str, generator: torch.Generator) -> None:
+    """Outputs and gradients of one port on one mechanism."""
     if not runs(text, causal, **{kind: name}):
         return
     layer = mf.attention(text, cases.DIM, cases.HEADS, causal=causal, **{kind: name}).double().eval()
-    if layer.project.has_second:
-        pytest.skip("two sets of projections: tests/attention/test_local_global.py")
     x = drawn(generator)
     fast, slow = layer(x), reference(layer, x)
     assert_close(fast, slow, "parity", f"{text}, {name}")
@@ -78,10 +80,15 @@ def gradients(output: Tensor, leaves: list[Tensor], direction: Tensor) -> list[T
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", TRIED["loss"])
 @pytest.mark.parametrize(("text", "causal"), SINGLE)
-def test_losses(text: str, causal: bool, loss: str, generator: torch.Generator) -> None:
+def test_losses(text: str, causal: bool, generator: torch.Generator) -> None:
     """Those of weights equal the losses of the definition's maps; those of values exist everywhere."""
+    for loss in TRIED["loss"]:
+        equals_the_maps(text, causal, loss, generator)
+
+
+def equals_the_maps(text: str, causal: bool, loss: str, generator: torch.Generator) -> None:
+    """One loss on one mechanism."""
     if not runs(text, causal, loss=loss):
         return
     layer = mf.attention(text, cases.DIM, cases.HEADS, causal=causal, loss=loss).double().train()

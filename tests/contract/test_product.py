@@ -6,7 +6,6 @@ tests/priors and tests/heads; here it is that patterns, kernels and states leave
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 import mapformers as mf
 from mapformers.catalog import SCORES
+from mapformers.core.carry import Carry
 from mapformers.core.errors import MapformersError
 from mapformers.core.mechanism import Mechanism
 from mapformers.core.plans import Dense, Plan, Union, WeightedSum
@@ -191,6 +191,12 @@ def test_decoding_and_padding(mechanism: str, text: str) -> None:
         )
 
 
+def normalised(x: Tensor) -> Tensor:
+    """As in a block: without it some terms grow as a power of the layer, and rounding with them."""
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("mechanism", "text"), DECODED)
 def test_no_later_token_counts(mechanism: str, text: str) -> None:
     """Neither through one layer nor through what a layer leaves for the next."""
@@ -201,13 +207,13 @@ def test_no_later_token_counts(mechanism: str, text: str) -> None:
     x = cases.draw((2, 21, cases.DIM), generator).requires_grad_()
     y, carry = x, None
     for layer in layers:
-        result = layer.attend(y, carry)
+        result = layer.attend(normalised(y), carry)
         y, carry = y + result.output, result.carry
     changed = x.detach().clone()
     changed[:, 13:] = cases.draw((2, 8, cases.DIM), generator)
     z, carry = changed, None
     for layer in layers:
-        result = layer.attend(z, carry)
+        result = layer.attend(normalised(z), carry)
         z, carry = z + result.output, result.carry
     assert_close(z[:, :13], y[:, :13], "rounding", f"{mechanism}, {text}")
     (gradient,) = torch.autograd.grad(y[:, :13].square().sum(), x)
@@ -216,6 +222,6 @@ def test_no_later_token_counts(mechanism: str, text: str) -> None:
     for t in range(21):
         step, carry = x[:, t : t + 1], None
         for i, layer in enumerate(layers):
-            result, states[i] = layer.advance(step, replace(carry or mf.core.carry.Carry()), states[i])
+            result, states[i] = layer.advance(normalised(step), carry or Carry(), states[i])
             step, carry = step + result.output, result.carry
         assert_close(step, y[:, t : t + 1], "decode", f"{mechanism}, {text}, token {t}")

@@ -19,9 +19,9 @@ EVERY = (
     "collaborative(width=20, content_bias=true, start=normal)",
 )
 MECHANISMS = (
-    "full",
-    "band(window=4)",
-    "routing(clusters=3, window=5)",
+    pytest.param("full", marks=pytest.mark.slow),
+    pytest.param("band(window=4)", marks=pytest.mark.slow),
+    pytest.param("routing(clusters=3, window=5)", marks=pytest.mark.slow),
     "linear",
     "band(window=4):2 + full:2",
 )
@@ -132,6 +132,7 @@ def test_means_are_of_neighbouring_heads() -> None:
         group_heads(grouped, 1)
 
 
+@pytest.mark.slow
 def test_a_trained_layer_becomes_collaborative() -> None:
     """Exact at full width, and closer the wider it is."""
     plain, x = layer("band(window=5)", causal=True), drawn()
@@ -143,6 +144,7 @@ def test_a_trained_layer_becomes_collaborative() -> None:
         collaborate(layer(rotary=True))
 
 
+@pytest.mark.slow
 def test_shared_directions_are_found() -> None:
     """Heads that differ only in how they weigh the same columns fit into few of them."""
     plain = layer()
@@ -157,6 +159,7 @@ def test_shared_directions_are_found() -> None:
     assert float((found - plain(x)).abs().max().detach()) < 1e-5
 
 
+@pytest.mark.slow
 def test_head_size_is_free() -> None:
     """Bhojanapalli et al. 2020: heads of any size; as large as the sequence they reach any weights."""
     made = mf.attention("full", DIM, 3, head_dim=20)

@@ -64,6 +64,7 @@ def test_every_parameter_learns_and_losses_are_weighted_in_one_place(tmp_path: P
     assert_close(again(ids()).logits, made.eval()(ids()).logits, "rounding")
 
 
+@pytest.mark.slow
 def test_losses_of_parts_average_to_that_of_the_batch() -> None:
     """What gradient accumulation relies on: rows of equal length weigh the same in any step."""
     made = model().train()
@@ -73,6 +74,7 @@ def test_losses_of_parts_average_to_that_of_the_batch() -> None:
         assert_close(sum(part[name] for part in parts) / 2, whole[name], "rounding", name)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_carries_scores() -> None:
     plain, saved = model().train(), model().train()
     saved.activation_checkpointing_enable()

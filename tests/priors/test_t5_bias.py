@@ -54,6 +54,7 @@ def test_a_constant_table_is_plain_attention(
     assert_close(found, by_softmax(q, k, v, torch.zeros(()), causal), "parity")
 
 
+@pytest.mark.slow
 def test_buckets_of_the_published_code() -> None:
     modelling = pytest.importorskip("transformers.models.t5.modeling_t5", reason="needs transformers with T5")
     theirs = modelling.T5Attention._relative_position_bucket
