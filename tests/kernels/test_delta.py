@@ -10,7 +10,8 @@ from mapformers.core.scope import Scope
 from mapformers.kernels import delta as kernel
 from mapformers.kernels.delta import delta_attend, delta_rule
 from mapformers.kernels.run import run
-from mapformers.kernels.scan import CHUNK, STRETCH
+from mapformers.kernels.scan import STRETCH
+from mapformers.kernels.scan_tile import CHUNK
 from tests.tolerances import assert_close
 
 

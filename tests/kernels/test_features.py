@@ -1,5 +1,8 @@
 """Causal feature sums over several stretches: what is carried from one to the next, outputs and gradients."""
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,10 +13,21 @@ from mapformers.core.plans import Features
 from mapformers.core.scope import Scope
 from mapformers.kernels.feature_sums import Keys
 from mapformers.kernels.features import causal_features, feature_attend
-from mapformers.kernels.scan import CHUNK, STRETCH
+from mapformers.kernels.native.library import load, torch_kernels
+from mapformers.kernels.scan import STRETCH
+from mapformers.kernels.scan_tile import CHUNK
 from tests.tolerances import assert_close
 
 LENGTHS = [STRETCH, STRETCH + 1, 2 * STRETCH + 17]
+
+
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every case runs on both."""
+    if request.param == "native" and load().library is None:
+        pytest.skip(f"no native kernel: {load().reason}")
+    with torch_kernels() if request.param == "torch" else contextlib.nullcontext():
+        yield
 
 
 def draw(n: int, *shape: int) -> tuple[torch.Generator, list[Tensor]]:

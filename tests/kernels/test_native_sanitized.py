@@ -38,7 +38,7 @@ def test_no_access_outside_and_nothing_undefined(tmp_path: Path) -> None:
     }
     # -s: what the sanitizers report goes to standard error, not into pytest's keeping
     options = ["-q", "-s", "-p", "no:cacheprovider", "-m", "not slow"]
-    tests = ["tests/kernels/test_native.py", "tests/kernels/test_nearest.py"]
+    tests = [f"tests/kernels/test_{name}.py" for name in ("native", "native_scan", "nearest")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],
         cwd=ROOT,

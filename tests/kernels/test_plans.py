@@ -11,7 +11,7 @@ from mapformers.core.scope import Scope
 from mapformers.kernels import dense
 from mapformers.kernels.own_key import is_own_key
 from mapformers.kernels.run import run, run_output
-from mapformers.kernels.scan import CHUNK
+from mapformers.kernels.scan_tile import CHUNK
 from tests.contract.measure import flops
 from tests.tolerances import assert_close
 

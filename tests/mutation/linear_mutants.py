@@ -9,7 +9,7 @@ RFA = ("tests/mechanisms/test_rfa.py",)
 LINEAR_MUTANTS = (
     Mutant(
         "the level is a maximum over later keys too",
-        "kernels/scan.py",
+        "kernels/scan_tile.py",
         "top = torch.maximum(mark.cummax(-1).values, level[:, None])",
         "top = torch.maximum(mark.amax(-1, keepdim=True).expand_as(mark), level[:, None])",
         (*FEATURES, *PERFORMER),
@@ -17,7 +17,7 @@ LINEAR_MUTANTS = (
     ),
     Mutant(
         "sums are carried on without their level",
-        "kernels/scan.py",
+        "kernels/scan_tile.py",
         "levels[:, None, :] - levels[:, :, None]).clamp_(max=0)",
         "levels[:, None, :] - levels[:, :, None]).mul_(0)",
         FEATURES,

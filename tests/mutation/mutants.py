@@ -259,7 +259,7 @@ ATTENTION_MUTANTS = (
     ),
     Mutant(
         "triangle inside a chunk without its diagonal",
-        "kernels/scan.py",
+        "kernels/scan_tile.py",
         "return product.tril_() if self.share",
         "return product.tril_(-1) if self.share",
         suite("parity.py::test_plain_at_every_length"),
@@ -267,7 +267,7 @@ ATTENTION_MUTANTS = (
     ),
     Mutant(
         "chunk adds its own sums too",
-        "kernels/scan.py",
+        "kernels/scan_tile.py",
         "y = self.a @ upto[:, :-1].mT",
         "y = self.a @ upto[:, 1:].mT",
         suite("causality.py"),

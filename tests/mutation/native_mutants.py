@@ -2,11 +2,14 @@
 
 from tests.mutation.mutant import Mutant
 
-RANGES, NEAREST, ROTATE = (f"kernels/native/{name}.cpp" for name in ("range_attention", "nearest", "rotate"))
+RANGES, NEAREST, ROTATE, SCAN = (
+    f"kernels/native/{name}.cpp" for name in ("range_attention", "nearest", "rotate", "scan")
+)
 TESTS = (
     "tests/kernels/test_native_library.py::test_the_kernel_passes_its_check",
     "tests/kernels/test_native.py::test_a_key_may_lie_at_neighbouring_places",
     "tests/kernels/test_native.py::test_native_equals_torch",
+    "tests/kernels/test_native_scan.py",
     "tests/kernels/test_nearest.py",
     "tests/attention/test_multi_head.py",
 )
@@ -47,6 +50,19 @@ NATIVE_MUTANTS: tuple[Mutant, ...] = tuple(
             NEAREST,
             "taken |= chosen[j] == c;",
             "taken |= chosen[j] != chosen[j];",
+        ),
+        (
+            "a later stretch forgets the level",
+            SCAN,
+            "if (call.faded) level += of(call.faded, call.length)[stop - 1];",
+            "if (call.faded) level = of(call.faded, call.length)[stop - 1];",
+        ),
+        ("a key counts for the query before it", SCAN, ">= typename L::Int(j)", "+ 1 >= typename L::Int(j)"),
+        (
+            "gradients of the values miss their chunk",
+            SCAN,
+            "products.add(y, EP, C, EP, pairs, C, 1, g, EP, C, FROM);",
+            "",
         ),
         ("gradients turn forth, not back", ROTATE, "call.back ? T(-1) : T(1)", "call.back ? T(1) : T(1)"),
     )

@@ -16,7 +16,8 @@ from mapformers.core.attended import Attended
 from mapformers.core.errors import require
 from mapformers.core.plans import DeltaRule
 from mapformers.core.scope import Scope
-from mapformers.kernels.scan import CHUNK, STRETCH
+from mapformers.kernels.scan import STRETCH
+from mapformers.kernels.scan_tile import CHUNK
 from mapformers.kernels.softmax import at_least_float32
 
 ROWS = 8  # that are worked on together: enough for the products, few enough for the memory

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("range_attention", "nearest", "rotate"))
+SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("range_attention", "nearest", "rotate", "scan"))
 HEADERS = (FOLDER / "vectors.hpp",)
 CACHE_VARIABLE = "MAPFORMERS_CACHE"
 FLAGS_VARIABLE = "MAPFORMERS_CXXFLAGS"  # further flags, for example sanitizers

@@ -16,10 +16,14 @@ from torch import Tensor
 from mapformers.kernels.native.build import BuildError, build
 from mapformers.kernels.native.call import STORED, Call, Nearest, Rotate
 from mapformers.kernels.native.check import worst_deviation
+from mapformers.kernels.native.scan import Scan
 
 SWITCH = "MAPFORMERS_NATIVE"
-STRUCTURES = {"call": Call, "nearest": Nearest, "rotate": Rotate}
-PROCEDURES = ("range_forward", "range_backward", "nearest", "rotate", "large_pages")
+STRUCTURES = {"call": Call, "nearest": Nearest, "rotate": Rotate, "scan": Scan}
+PROCEDURES = (
+    *("range_forward", "range_backward", "nearest", "rotate"),
+    *("scan_forward", "scan_backward", "large_pages"),
+)
 log = logging.getLogger("mapformers")
 _wanted: ContextVar[bool] = ContextVar("native_kernel_wanted", default=True)
 _forked = False

@@ -25,7 +25,8 @@ from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import DeltaRule, Plan
 from mapformers.core.scope import Scope
-from mapformers.kernels.scan import CHUNK, STRETCH
+from mapformers.kernels.scan import STRETCH
+from mapformers.kernels.scan_tile import CHUNK
 from mapformers.kernels.softmax import at_least_float32, expand_heads
 from mapformers.mechanisms.linear.linear import phi as elu_plus_one
 

@@ -19,7 +19,7 @@ from mapformers.core.card import Card, capabilities, options_of
 from mapformers.core.mechanism import Cost, Mechanism
 from mapformers.core.plans import Features, Plan
 from mapformers.core.scope import Scope
-from mapformers.kernels.scan import CHUNK
+from mapformers.kernels.scan_tile import CHUNK
 from mapformers.kernels.softmax import expand_heads
 
 

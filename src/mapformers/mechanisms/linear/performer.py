@@ -24,7 +24,7 @@ from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import Features, Plan
 from mapformers.core.scope import Scope
-from mapformers.kernels.scan import CHUNK
+from mapformers.kernels.scan_tile import CHUNK
 from mapformers.kernels.softmax import at_least_float32, expand_heads
 from mapformers.mechanisms.linear.random_features import RandomRows, orthogonal_rows
 
