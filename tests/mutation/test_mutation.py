@@ -1,17 +1,16 @@
 """The suite itself is tested: every injected bug must be caught by the tests named beside it.
 
-Each mutant runs in a process of its own on a copy of the package. For the whole table, two at a time:
+Each mutant runs in a fork of a process that holds torch (stem.py), on a copy of the package. For the whole
+table, two at a time:
 python -m tests.mutation.test_mutation
 """
 
 import ast
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,9 +19,10 @@ import pytest
 from mapformers.kernels.native.build import compiler
 from tests.mutation.mutant import Mutant
 from tests.mutation.mutants import MUTANTS
+from tests.mutation.stem import ROOT, Stem, stem
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "mapformers"
+WORKERS = 2
 
 
 def mutated(mutant: Mutant, folder: Path) -> Path:
@@ -38,46 +38,35 @@ def mutated(mutant: Mutant, folder: Path) -> Path:
     return folder
 
 
-def run_tests(
-    arguments: list[str], package: Path, cache: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """pytest on the package found in that folder, native code from that cache instead of the user's."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    if cache is not None:
-        environment["MAPFORMERS_CACHE"] = str(cache)
-    environment |= {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    plugins = ["-p", "no:cacheprovider", "-p", "no:xdist"]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", *plugins, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def stem_of_all() -> Iterator[Stem]:
+    """One for all mutants of a worker."""
+    with stem() as one:
+        yield one
 
 
-def caught_by(mutant: Mutant) -> str | None:
+def caught_by(mutant: Mutant, runner: Stem) -> str | None:
     """The test that fails on the mutant, or None when it survives."""
     with tempfile.TemporaryDirectory() as folder:
-        compiled = mutant.file.endswith(".cpp")
         package = mutated(mutant, Path(folder))
-        result = run_tests(mutant.arguments, package, Path(folder) / "cache" if compiled else None)
-    assert result.returncode in (0, 1), f"{mutant.name}: pytest did not run\n{result.stdout}\n{result.stderr}"
-    if result.returncode == 0:
+        native = {"MAPFORMERS_CACHE": f"{folder}/cache", "MAPFORMERS_CXXFLAGS": "-O1"}  # compiles faster
+        result = runner.run(mutant.arguments, package, native if mutant.file.endswith(".cpp") else {})
+    assert result.code in (0, 1), f"{mutant.name}: pytest did not run\n{result.printed}"
+    if result.code == 0:
         return None
-    match = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", result.stdout, re.MULTILINE)
-    assert match, f"{mutant.name}: pytest failed without naming a test\n{result.stdout}"
+    match = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", result.printed, re.MULTILINE)
+    assert match, f"{mutant.name}: pytest failed without naming a test\n{result.printed}"
     return match.group(1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_bug_is_caught(mutant: Mutant, record_property: Callable[[str, object], None]) -> None:
+def test_the_bug_is_caught(
+    mutant: Mutant, stem_of_all: Stem, record_property: Callable[[str, object], None]
+) -> None:
     if mutant.file.endswith(".cpp") and compiler() is None:
         pytest.skip("no C++ compiler")
-    test = caught_by(mutant)
+    test = caught_by(mutant, stem_of_all)
     record_property("mutant", mutant.name)
     record_property("caught_by", test)
     print(f"{mutant.name}: {test}")
@@ -85,14 +74,13 @@ def test_the_bug_is_caught(mutant: Mutant, record_property: Callable[[str, objec
 
 
 @pytest.mark.slow
-def test_an_unharmed_copy_passes() -> None:
+def test_an_unharmed_copy_passes(stem_of_all: Stem) -> None:
     """A copy fails because of its bug, not because it is a copy."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(PACKAGE, Path(folder) / "mapformers")
-        result = run_tests(
-            ["tests/contract/test_catalog.py", "tests/mechanisms/test_by_hand.py"], Path(folder)
-        )
-    assert result.returncode == 0, result.stdout
+        tests = ["tests/contract/test_catalog.py", "tests/mechanisms/test_by_hand.py"]
+        result = stem_of_all.run(tests, Path(folder), {})
+    assert result.code == 0, result.printed
 
 
 def test_there_are_enough_and_no_two_alike() -> None:
@@ -108,22 +96,26 @@ def test_the_bug_still_fits_the_source(mutant: Mutant) -> None:
         ast.parse(source.replace(mutant.old, mutant.new), mutant.file)
 
 
-def row(mutant: Mutant) -> bool:
-    """Print the mutant's row of the table as soon as it is known."""
-    try:
-        test = caught_by(mutant)
-    except AssertionError as error:
-        test = f"ERROR {str(error).splitlines()[0]}"
-    print(f"{mutant.name:<60} {test or 'SURVIVED'}", flush=True)
-    return test is not None and not test.startswith("ERROR")
+def rows(worker: int) -> int:
+    """Print the rows of this worker's mutants, each as soon as it is known. Returns how many were caught."""
+    caught = 0
+    with stem() as runner:
+        for mutant in MUTANTS[worker::WORKERS]:
+            try:
+                test = caught_by(mutant, runner)
+            except AssertionError as error:
+                test = f"ERROR {str(error).splitlines()[0]}"
+            print(f"{mutant.name:<60} {test or 'SURVIVED'}", flush=True)
+            caught += test is not None and not test.startswith("ERROR")
+    return caught
 
 
 def main() -> int:
     """Print the table; 1 when a mutant survives."""
-    with ThreadPoolExecutor(2) as pool:
-        caught = list(pool.map(row, MUTANTS))
-    print(f"{sum(caught)} of {len(MUTANTS)} caught")
-    return int(not all(caught))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        caught = sum(pool.map(rows, range(WORKERS)))
+    print(f"{caught} of {len(MUTANTS)} caught")
+    return int(caught < len(MUTANTS))
 
 
 if __name__ == "__main__":
