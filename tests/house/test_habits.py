@@ -66,12 +66,16 @@ KEYWORDS_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("build.py", "mechanism"): "the options of the mechanism; make_config refuses the unknown ones by name",
     ("models/cache.py", "BlockSlot.update"): "a signature of transformers; it always raises",
     ("models/checkpoint.py", "load_pretrained"): TRANSFORMERS,
-    ("models/config.py", "_with_one_error_type.__init__"): "hands on to the fields of the config",
+    ("models/strict.py", "with_one_error_type.__init__"): "hands on to the fields of the config",
     (
         "models/config.py",
         "MapformerConfig.__post_init__",
     ): "unknown fields arrive here and are refused by name",
-    ("models/stack.py", "MapformerPreTrainedModel.*"): TRANSFORMERS,
+    (
+        "models/perceiver/config.py",
+        "PerceiverConfig.__post_init__",
+    ): "unknown fields arrive here and are refused by name",
+    ("models/pretrained.py", "PreTrainedBase.*"): TRANSFORMERS,
     ("train/callbacks.py", "*.on_*"): "Trainer passes what it has to every callback",
     ("train/trainer.py", "RunTrainer.__init__"): TRANSFORMERS,
 }

@@ -36,6 +36,7 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
     ): "eight options with their refusals, and hooks for centroids",
     ("models/causal_lm.py", "MapformerForCausalLM.forward", "parameters"): "the signature of transformers",
     ("models/config.py", "MapformerConfig", "fields"): "the fields that a saved model must say",
+    ("models/perceiver/config.py", "PerceiverConfig", "fields"): "the fields that a saved model must say",
     ("models/stack.py", "MapformerModel.forward", "parameters"): "the signature of transformers",
 }
 

@@ -48,7 +48,7 @@ def test_auxiliary_losses_are_weighted_in_training_only() -> None:
     assert torch.allclose(out.loss, out.losses["next_token"] + 0.25 * out.losses["commitment"])
     evaluated = model.eval()(ids, labels=ids)
     assert torch.equal(evaluated.loss, evaluated.losses["next_token"])
-    assert torch.equal(model._total(dict(out.losses)), out.losses["next_token"])
+    assert torch.equal(model.weighted(out.losses["next_token"], out.losses), out.losses["next_token"])
     assert model(ids).losses is None or "next_token" not in model(ids).losses
     silent = model_of(auxiliary_weights={}).train()(ids, labels=ids)
     assert torch.equal(silent.loss, silent.losses["next_token"])

@@ -10,7 +10,14 @@ _HOME = {
     "MapformerModelOutput": "stack",
     "MapformerForCausalLM": "causal_lm",
     "MapformerCausalLMOutput": "causal_lm",
+    "MapformerForSequenceClassification": "classification",
+    "MapformerClassificationOutput": "classification",
     "MapformerCache": "cache",
+    "PerceiverConfig": "perceiver.config",
+    "PerceiverForClassification": "perceiver.model",
+    "PerceiverForMaskedLM": "perceiver.model",
+    "PerceiverForRegression": "perceiver.model",
+    "PerceiverOutput": "perceiver.model",
     "parameter_count": "size",
 }
 

@@ -6,23 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin, GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from mapformers.catalog import policy_names
 from mapformers.core.draw import linear
 from mapformers.core.errors import require
-from mapformers.core.mechanism import Mechanism
-from mapformers.core.policy import MovingBaseline
 from mapformers.models.cache import MapformerCache
 from mapformers.models.config import MapformerConfig
 from mapformers.models.layers import seeds
+from mapformers.models.losses import IGNORED, baseline_for, token_loss
 from mapformers.models.stack import MapformerModel, MapformerPreTrainedModel
-
-IGNORED = -100  # label of a target that does not count
 
 
 @dataclass
@@ -46,6 +41,10 @@ class MapformerForCausalLM(MapformerPreTrainedModel, GenerationMixin):
             config.causal,
             "MapformerForCausalLM: causal must be True, got False; use MapformerModel for an encoder",
         )
+        require(
+            config.input is None,
+            f"MapformerForCausalLM: input must be None, got {config.input}; a language model reads tokens",
+        )
         self.model = MapformerModel(config)
         generator = torch.Generator().manual_seed(seeds(config.initializer_seed, len(config.layers) + 2)[-1])
         same = config.token_size == config.hidden_size
@@ -53,8 +52,7 @@ class MapformerForCausalLM(MapformerPreTrainedModel, GenerationMixin):
             nn.Identity() if same else linear(config.hidden_size, config.token_size, generator)
         )
         self.lm_head = linear(config.token_size, config.vocab_size, generator)
-        draws = any(isinstance(module, Mechanism) and module.policy_names for module in self.modules())
-        self.policy_baseline = MovingBaseline() if draws else None
+        self.policy_baseline = baseline_for(self)
         self.post_init()
 
     @can_return_tuple
@@ -99,7 +97,7 @@ class MapformerForCausalLM(MapformerPreTrainedModel, GenerationMixin):
                 "model: a loss needs all logits, got labels with logits_to_keep; leave one of them out",
             )
             losses = {"next_token": next_token_loss(logits, labels, segments), **losses}
-            loss = self._total(losses)
+            loss = self.weighted(losses["next_token"], losses)
         return MapformerCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -107,17 +105,6 @@ class MapformerForCausalLM(MapformerPreTrainedModel, GenerationMixin):
             hidden_states=out.hidden_states,
             losses=losses or None,
         )
-
-    def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        """What is differentiated: the next token's loss, in training with the auxiliary losses by weight."""
-        total = losses["next_token"]
-        if self.training:
-            excess = 0.0 if self.policy_baseline is None else self.policy_baseline(total)
-            for name, weight in self.config.auxiliary_weights.items():
-                if name in losses:
-                    factor = excess if name in policy_names() else 1.0
-                    total = total + weight * factor * losses[name].to(total.dtype)
-        return total
 
     def _prepare_cache_for_generation(
         self,
@@ -163,10 +150,7 @@ def next_token_loss(logits: Tensor, labels: Tensor, segments: Tensor | None = No
     if segments is not None:
         opens = segments[:, 1:] != segments[:, :-1]
         target = target.masked_fill(opens, IGNORED)
-    scores = logits[:, :-1]
-    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    total = F.cross_entropy(scores.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / (target != IGNORED).sum().clamp(min=1)
+    return token_loss(logits[:, :-1], target)
 
 
 def _kept(x: Tensor, logits_to_keep: int | Tensor) -> Tensor:

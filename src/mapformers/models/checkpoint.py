@@ -19,7 +19,6 @@ from mapformers.core.errors import MapformersError, require
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MODEL_TYPE = "mapformer"
 RESTORE = "restore the file from a copy or train again"
 
 
@@ -57,11 +56,17 @@ def _weights_in(folder: Path) -> list[Path]:
 
 
 def load_pretrained(
-    load: Callable[..., Any], source: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    load: Callable[..., Any],
+    model_type: str,
+    source: str | os.PathLike[str] | None,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
-    """`load` is from_pretrained of transformers; checks before and after it that nothing is guessed.
+    """`load` is from_pretrained of transformers for models of `model_type`.
 
-    Raises MapformersError as described in MapformerPreTrainedModel.from_pretrained.
+    Checks before and after it that nothing is guessed.
+
+    Raises MapformersError as described in PreTrainedBase.from_pretrained.
     """
     for name, wanted in (("use_safetensors", True), ("ignore_mismatched_sizes", False)):
         require(
@@ -69,7 +74,7 @@ def load_pretrained(
             f"checkpoint: {name} must be {wanted}, got {not wanted}; leave it out",
         )
     if source is not None and os.path.exists(source):
-        check_folder(Path(source) / kwargs.get("subfolder", ""))
+        check_folder(Path(source) / kwargs.get("subfolder", ""), model_type)
     wants_info = kwargs.pop("output_loading_info", False)
     # Mismatches are let through to be named below, and nothing is loaded with them.
     with _named(source), _without_report():
@@ -91,16 +96,16 @@ def load_pretrained(
     return (model, info) if wants_info else model
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, model_type: str) -> None:
     """Raise MapformersError unless the folder holds a readable config of ours and readable safetensors."""
     require(
         folder.is_dir(), f"checkpoint: {folder} must be a folder, got a file; name the folder that holds it"
     )
     config = _read_json(folder / "config.json")
-    model_type = config.get("model_type")
+    found = config.get("model_type")
     require(
-        model_type == MODEL_TYPE,
-        f"checkpoint: {folder / 'config.json'} must have model_type {MODEL_TYPE!r}, got {model_type!r}; "
+        found == model_type,
+        f"checkpoint: {folder / 'config.json'} must have model_type {model_type!r}, got {found!r}; "
         "it belongs to another model, load it with transformers",
     )
     for file in _weight_files(folder):

@@ -1,52 +1,25 @@
 """The configuration of all Mapformers models: the sizes, and one entry per layer."""
 
-import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import field, fields
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from mapformers.blocks.feed_forward import ACTIVATIONS
 from mapformers.blocks.transformer import NORMS
 from mapformers.catalog import head_loss_weights, loss_names, policy_names
-from mapformers.core.errors import MapformersError, require, require_known
+from mapformers.core.errors import require, require_known
+from mapformers.models.adapters.options import input_options
 from mapformers.models.layers import LAYER_KEYS, PORTS, build_block
-
-# What transformers itself hands to a config besides its fields: found in config.json, or passed on loading.
-_FROM_TRANSFORMERS = frozenset(
-    (
-        *("model_type", "name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels"),
-        *("attn_implementation", "experts_implementation", "output_attentions"),
-        *("auto_map", "quantization_config"),
-    )
-)
-
-Class = TypeVar("Class", bound=type)
+from mapformers.models.strict import refuse_unknown, require_positive, require_shares, with_one_error_type
 
 
-def _with_one_error_type(cls: Class) -> Class:
-    """Turn the multi-line errors of strict dataclasses into MapformersError."""
-    original: Callable[..., None] = cls.__init__
-
-    @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            original(self, *args, **kwargs)
-        except StrictDataclassError as error:
-            reason = " ".join(str(error.__cause__ or error).split())
-            raise MapformersError(f"config: {reason}; see the fields of {cls.__name__}") from error
-
-    cls.__init__ = __init__  # type: ignore[misc]
-    return cls
-
-
-@_with_one_error_type
+@with_one_error_type
 @strict
 class MapformerConfig(PreTrainedConfig):
     """Sizes of a model and its layers.
@@ -57,6 +30,8 @@ class MapformerConfig(PreTrainedConfig):
     intermediate_size        of the feed-forward network; None = 4 hidden_size
     embedding_size           of the token embeddings, projected to hidden_size; None = hidden_size
     max_position_embeddings  the length the model is trained at; not a limit
+    input                    adapter of pictures, sound or points for classes, such as
+                             {kind: grid, shape: [8, 8]}; None = tokens
     initializer_seed         all weights are drawn from a generator with this seed
     auxiliary_weights        weight of each auxiliary loss in the loss of training
 
@@ -87,6 +62,7 @@ class MapformerConfig(PreTrainedConfig):
     embedding_size: int | None = None
     tie_word_embeddings: bool = True
     max_position_embeddings: int = 2048
+    input: dict[str, Any] | None = None
     initializer_seed: int = 0
     auxiliary_weights: dict[str, float | int] = field(
         default_factory=lambda: {"commitment": 1e-4, "edges": 1.0, "span": 2e-6, **head_loss_weights()}
@@ -124,31 +100,12 @@ class MapformerConfig(PreTrainedConfig):
             f"config: num_hidden_layers follows from layers, got {given.get('num_hidden_layers')!r}; "
             "give one entry of layers per layer",
         )
-        model_type = given.get("model_type", self.model_type)
-        require(
-            model_type == self.model_type,
-            f"config: model_type must be {self.model_type!r}, got {model_type!r}; "
-            "this is the config of another model, load it with AutoConfig",
-        )
-        known = [f.name for f in fields(self)]
-        for name in given:
-            if name not in _FROM_TRANSFORMERS:
-                require_known("config", "field", name, known)
+        refuse_unknown(self, given)
 
     def _check_sizes(self) -> None:
-        positive = (
-            "vocab_size",
-            "hidden_size",
-            "num_attention_heads",
-            "max_position_embeddings",
-            "rotary_base",
-        )
-        optional = ("num_key_value_heads", "head_dim", "intermediate_size", "embedding_size")
-        for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
-            value = getattr(self, name)
-            require(
-                value > 0, f"config: {name} must be above 0, got {value}; see the defaults of MapformerConfig"
-            )
+        require_positive(self, "vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings")
+        require_positive(self, "rotary_base", "num_key_value_heads", "head_dim", "intermediate_size")
+        require_positive(self, "embedding_size")
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         require(
             self.head_dim is not None or self.hidden_size % heads == 0,
@@ -171,11 +128,11 @@ class MapformerConfig(PreTrainedConfig):
         )
 
     def _check_choices(self) -> None:
+        if self.input is not None:
+            input_options(self.input)
         require_known("config", "activation", self.activation, ACTIVATIONS)
         require_known("config", "norm", self.norm, NORMS)
-        for name in ("residual_dropout", "attention_dropout", "embedding_dropout"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"config: {name} must lie in [0, 1), got {value}; use 0.0 for none")
+        require_shares(self, "residual_dropout", "attention_dropout", "embedding_dropout")
         for name, weight in self.auxiliary_weights.items():
             require_known("config", "auxiliary loss", name, (*loss_names(), *policy_names()))
             require(

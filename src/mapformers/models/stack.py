@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from mapformers.attention.multi_head import MultiHeadAttention
 from mapformers.blocks.base import Block
 from mapformers.blocks.reversible import ReversibleBlock
 from mapformers.blocks.reversible_stack import run_reversible
 from mapformers.core.carry import Carry
 from mapformers.core.draw import linear, normal
 from mapformers.core.errors import MapformersError, require
+from mapformers.models.adapters.inputs import make_input
 from mapformers.models.cache import MapformerCache
-from mapformers.models.checkpoint import load_pretrained, staged
 from mapformers.models.config import MapformerConfig
 from mapformers.models.inputs import carry_of, new_columns
 from mapformers.models.layers import build_block, seeds
+from mapformers.models.pretrained import EMBEDDING_SCALE, PreTrainedBase
 from mapformers.models.sharing import share_over_layers
-
-EMBEDDING_SCALE = 0.02  # standard deviation of token embeddings, as in GPT-2
-WIDE_BUFFERS = r"kmeans\.(centroids|bias|share|drift)|policy_baseline\.mean"
 
 
 @dataclass
@@ -52,108 +45,34 @@ class MapformerLayer(GradientCheckpointingLayer):
         """x [B, N, hidden_size] through the block."""
         return self.block(x, carry)
 
-    def attentions(self) -> list[MultiHeadAttention]:
-        """The attention modules of the block."""
-        return [module for module in self.modules() if isinstance(module, MultiHeadAttention)]
 
-
-class MapformerPreTrainedModel(PreTrainedModel):
-    """What all Mapformers models share: drawing, loading and saving of weights, checkpointing, centroids."""
+class MapformerPreTrainedModel(PreTrainedBase):
+    """What the models made of a MapformerConfig share."""
 
     config_class = MapformerConfig
     config: MapformerConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # else Trainer multiplies auxiliary losses by the accumulation steps
+    _layer_class = MapformerLayer
     _no_split_modules = ["MapformerLayer"]  # noqa: RUF012  transformers turns these into sets per instance
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _supports_sdpa = False
-    _supports_flash_attn = False
-    _supports_flex_attn = False
-    _supports_attention_backend = False
-    _supports_context_parallel = False  # it would drop the pattern of every layer and train full attention
-    _can_compile_fullgraph = False
-
-    def post_init(self) -> None:
-        """Mark all weights as drawn, so that transformers does not draw them again; then its own."""
-        for module in self.modules():
-            module._is_hf_initialized = True
-        super().post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Weights of modules that transformers makes later, such as embeddings resized for more tokens."""
-        if isinstance(module, nn.Embedding | nn.Linear):
-            generator = torch.Generator().manual_seed(self.config.initializer_seed)
-            module.weight.copy_(normal(module.weight.shape, generator, EMBEDDING_SCALE))
-
-    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
-        """Called on loading: centroids stay float32 or wider, because 0.999 x 1 is 1 in bfloat16."""
-        return {**super()._get_dtype_plan(dtype), WIDE_BUFFERS: torch.promote_types(dtype, torch.float32)}
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
-    ) -> Any:
-        """As in transformers, from safetensors only.
-
-        Raises MapformersError, naming the file and the remedy, when the checkpoint is missing, damaged, of
-        another model, pickled, or does not hold exactly the weights of this one.
-        """
-        return load_pretrained(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As in transformers, but each file is written elsewhere first and renamed when all are whole.
-
-        Raises MapformersError when the folder cannot be written; what stood there before is then still there.
-        """
-        with staged(Path(save_directory)) as folder:
-            super().save_pretrained(folder, *args, **kwargs)
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Recompute each block in the backward. Raises MapformersError for the reentrant form."""
-        require(
-            not (activation_checkpointing_kwargs or {}).get("use_reentrant", False),
-            "model: activation checkpointing needs use_reentrant=False, got True; "
-            "the reentrant form loses the gradients of auxiliary losses",
-        )
-        super().activation_checkpointing_enable(
-            {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}, **options
-        )
-
-    def update_centroids(self) -> None:
-        """Move the centroids of all routing layers. Call it after the optimiser step."""
-        for module in self.modules():
-            if isinstance(module, MultiHeadAttention):
-                module.update_centroids()
-
-    def telemetry(self) -> list[dict[str, float]]:
-        """Numbers about the state of each layer, one dict per layer, empty where there are none."""
-        layers = [module for module in self.modules() if isinstance(module, MapformerLayer)]
-        return [
-            {name: value for attention in layer.attentions() for name, value in attention.telemetry().items()}
-            for layer in layers
-        ]
 
 
 class MapformerModel(MapformerPreTrainedModel):
     """Embeddings, blocks and the final norm (pre-norm only)."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^head_projection\."]  # noqa: RUF012  heads of other models
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^head_projection\.", r"^classify\."]  # noqa: RUF012  heads of other models
 
     def __init__(self, config: MapformerConfig) -> None:
         super().__init__(config)
         first, *rest = seeds(config.initializer_seed, 1 + len(config.layers))
         generator = torch.Generator().manual_seed(first)
-        weight = normal((config.vocab_size, config.token_size), generator, EMBEDDING_SCALE)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.token_size, _weight=weight)
-        same = config.token_size == config.hidden_size
-        self.embed_projection = (
-            nn.Identity() if same else linear(config.token_size, config.hidden_size, generator)
-        )
+        self.input = None if config.input is None else make_input(config.input, generator)
+        if self.input is None:
+            weight = normal((config.vocab_size, config.token_size), generator, EMBEDDING_SCALE)
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.token_size, _weight=weight)
+        width = config.token_size if self.input is None else self.input.channels
+        same = width == config.hidden_size
+        self.embed_projection = nn.Identity() if same else linear(width, config.hidden_size, generator)
         self.embed_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(
             MapformerLayer(build_block(config, layer, seed))
@@ -229,6 +148,11 @@ class MapformerModel(MapformerPreTrainedModel):
             (input_ids is None) != (inputs_embeds is None),
             "model: exactly one of input_ids and inputs_embeds must be given, got "
             f"{'neither' if input_ids is None else 'both'}",
+        )
+        require(
+            self.input is None or inputs_embeds is not None,
+            "model: a model with an input adapter takes what the adapter makes, got input_ids; pass "
+            "inputs_embeds=model.input(..)[0], or use MapformerForSequenceClassification",
         )
         given = inputs_embeds if input_ids is None else input_ids
         require(

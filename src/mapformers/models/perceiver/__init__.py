@@ -1,0 +1,1 @@
+"""Perceivers as transformers models."""
