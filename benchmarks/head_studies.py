@@ -17,6 +17,7 @@ import common
 
 from mapformers.attention.multi_head import MultiHeadAttention
 from mapformers.priors.adaptive_span import AdaptiveSpan
+from mapformers.tasks.corpus import load_corpus
 from mapformers.train.evaluate import bits_per_byte
 from mapformers.train.loading import load_trained
 from mapformers.train.run import Request, train
@@ -43,7 +44,7 @@ def one(name: str, seed: int, folder: Path) -> dict[str, object]:
     result = train(Request(preset, run, "stdlib", changes, seed=seed))
     assert result is not None
     trained = load_trained(run)
-    test = trained.run.corpus().split("test")
+    test = load_corpus(trained.run.data).split("test")
     layers = [module for module in trained.model.modules() if isinstance(module, MultiHeadAttention)]
     terms = [layer.score for layer in layers]
     return {

@@ -20,6 +20,7 @@ from pathlib import Path
 import common
 import torch
 
+from mapformers.tasks.corpus import load_corpus
 from mapformers.train.evaluate import bits_per_byte, byte_losses
 from mapformers.train.loading import load_trained
 from mapformers.train.run import Request, train
@@ -66,7 +67,7 @@ def one(name: str, seed: int, context: int, steps: int, folder: Path) -> dict[st
     result = train(Request("demo", run, "stdlib", settings(VARIANTS[name], context, steps), seed=seed))
     assert result is not None
     trained = load_trained(run)
-    test = trained.run.corpus().split("test")
+    test = load_corpus(trained.run.data).split("test")
     score = bits_per_byte(trained.model, test, context)
     return {
         "seed": seed,

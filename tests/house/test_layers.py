@@ -33,7 +33,7 @@ ROW = {part: height for height, row in enumerate(ROWS) for part in row}
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 # Names on the package index that differ from the name to import.
-DISTRIBUTIONS = {"yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 def part_of(path: Path) -> str:

@@ -13,11 +13,16 @@ from mapformers.train.presets import Preset, at_stage, load_preset, override, pr
 ROUTING = ("routing-enwik8", "routing-imagenet64", "routing-pg19", "routing-wikitext103")
 STUDIES = (
     "adaptive-span-small",
+    "audio-classification",
     "capsule-small",
+    "image-classification",
     "lazyformer-small",
+    "listops",
     "multi-query-small",
+    "pathfinder",
     "realformer-small",
     "talking-heads-small",
+    "text-classification",
 )
 PUBLISHED = (
     "axial-imagenet64",
@@ -38,8 +43,8 @@ def test_the_presets_there_are() -> None:
 def test_each_preset_is_a_model(name: str) -> None:
     preset = load_preset(name)
     config = config_of(preset)
-    assert config.max_position_embeddings == preset.data.context
-    assert parameter_count(preset) > 100_000
+    assert preset.task != "language-model" or config.max_position_embeddings == preset.data.context
+    assert parameter_count(preset) > 50_000
     assert preset.summary.endswith(".")
 
 

@@ -14,10 +14,10 @@ class Terminal(io.StringIO):
 def test_plain_lines_where_there_is_no_terminal() -> None:
     file = io.StringIO()
     progress = RunProgress(100, 0, file)
-    progress.report(1, 2.0, 2.885, 1234.5)
-    progress.report(2, 2.0, 2.885, 1234.5)  # too soon after the line before
+    progress.report(1, "loss 2.000  2.885 bits/byte", 1234.5)
+    progress.report(2, "loss 2.000  2.885 bits/byte", 1234.5)  # too soon after the line before
     progress.note("checked")
-    progress.report(100, 1.0, 1.443, 98765.0)
+    progress.report(100, "loss 1.000  1.443 bits/byte", 98765.0)
     progress.close()
     lines = file.getvalue().splitlines()
     assert len(lines) == 3
@@ -31,7 +31,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
 def test_a_bar_fits_80_columns() -> None:
     file = Terminal()
     progress = RunProgress(400_000, 0, file, width=80)
-    progress.report(123_456, 12.345, 12.345, 123_456.0)
+    progress.report(123_456, "loss 12.345  12.345 bits/byte", 123_456.0)
     progress.step(123_457)
     progress.close()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from mapformers.core.errors import MapformersError
 from mapformers.models import MapformerForCausalLM
 from mapformers.report.results import read_metrics
+from mapformers.tasks.corpus import load_corpus
 from mapformers.train import checkpoint
 from mapformers.train.assess import assess
 from mapformers.train.folder import open_run
 from mapformers.train.run import Request, train
+from mapformers.train.task import Asked
 from tests.train.tiny import SETTINGS, write_text_file
 
 NOT_THE_SAME_TWICE = ("tokens_per_second",)
@@ -92,7 +94,9 @@ def test_metrics_hold_losses_and_validation(finished: Path) -> None:
 def test_results_hold_scores(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     assert results["step"] == 6
-    assert results["test"]["bytes"] == open_run(finished).corpus().facts["splits"]["test"]["bytes"] - 1
+    assert (
+        results["test"]["bytes"] == load_corpus(open_run(finished).data).facts["splits"]["test"]["bytes"] - 1
+    )
     assert set(results["baselines"]) == {"unigram", "ngram", "xz"}
     assert results["prefix"]["agrees"]
 
@@ -315,7 +319,7 @@ def test_a_run_keeps_the_precision_that_auto_chose(
 
 
 def test_eval_of_the_run_and_of_other_text(finished: Path, tmp_path: Path) -> None:
-    own = assess(finished, positions=20)
+    own = assess(finished, Asked(positions=20))
     assert own["bits_per_byte"] == pytest.approx(
         json.loads((finished / "results.json").read_text())["test"]["bits_per_byte"]
     )
@@ -323,10 +327,10 @@ def test_eval_of_the_run_and_of_other_text(finished: Path, tmp_path: Path) -> No
     assert own["split"] == "test"
     path = tmp_path / "letter.txt"
     path.write_bytes(b"dear self.value")
-    other = assess(finished, data=str(path))
+    other = assess(finished, Asked(data=str(path)))
     assert (other["bytes"], other["split"]) == (14, "all")
     with pytest.raises(MapformersError, match="--split is unknown"):
-        assess(finished, split="tset")
+        assess(finished, Asked(split="tset"))
     with pytest.raises(MapformersError, match="must exist"):
         assess(tmp_path / "nowhere")
 

@@ -94,7 +94,7 @@ def preset_facts(name: str) -> dict[str, Any]:
 
     Allocates no weights.
     """
-    from mapformers.train.models import config_of, decodes, parameter_count
+    from mapformers.train.models import config_of, parameter_count
     from mapformers.train.presets import load_preset
 
     preset = load_preset(name)
@@ -105,15 +105,23 @@ def preset_facts(name: str) -> dict[str, Any]:
         "family": "preset",
         "paper": "",
         "formula": "",
-        "causal": "strict" if config.causal else "refuses",
-        "supports": ["causal", "decode"] if decodes(config) else ["causal"],
+        "causal": "strict" if getattr(config, "causal", False) else "refuses",
+        "supports": _supports(config),
         "options": [],
         "cost": "",
         "summary": preset.summary,
         "parameters": parameter_count(preset),
-        "layers": config.layers,
+        "layers": getattr(config, "layers", []),
         **{key: value for key, value in preset.as_dict().items() if key not in ("name", "summary")},
     }
+
+
+def _supports(config: Any) -> list[str]:
+    from mapformers.train.models import decodes
+
+    if not getattr(config, "causal", False):
+        return ["bidirectional", "padding"]
+    return ["causal", "decode"] if decodes(config) else ["causal"]
 
 
 def _find(text: str, presets: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
@@ -158,7 +166,11 @@ def _card_text(card: dict[str, Any]) -> str:
 
 
 def _preset_text(facts: dict[str, Any]) -> str:
-    lines = [f"{facts['name']}: {facts['summary']}", f"  parameters {facts['parameters']:,}", "layers"]
+    lines = [
+        f"{facts['name']}: {facts['summary']}",
+        f"  parameters {facts['parameters']:,}",
+        *(["layers"] if facts["layers"] else []),
+    ]
     number = 1
     for layer, group in itertools.groupby(facts["layers"]):
         count = len(list(group))

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,15 +29,20 @@ def train(
     start_from: Annotated[
         Path | None, typer.Option("--from", help="start with the weights of this run", metavar="RUN")
     ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="put this attention into every layer (mapformers list)", metavar="SPEC")
+    ] = None,
     stage: Annotated[int, typer.Option(help="of a recipe in stages (longformer-text8)", metavar="N")] = 1,
 ) -> None:
-    """Train a model on bytes, score it, and write report.html.
+    """Train a model, score it on data it has not seen, and write report.html.
 
     \b
     Examples:
       mapformers train demo --data stdlib --output runs/demo
       mapformers train laptop --data book.txt --output runs/book --set data.context=1024
       mapformers train --output runs/demo --resume
+      mapformers train image-classification --data photos/ --output runs/photos
+      mapformers train listops --attention "bigbird(block=16)" --output runs/bigbird
       mapformers train demo --data letters.txt --from runs/demo --output runs/letters
       torchrun --nproc-per-node 2 -m mapformers.cli train demo --output runs/two
     """
@@ -45,10 +50,14 @@ def train(
     from mapformers.train.run import train as run_training
 
     results = run_training(
-        Request(preset, output, data, tuple(set_ or ()), max_steps, seed, resume, stage, start_from)
+        Request(
+            preset, output, data, tuple(set_ or ()), max_steps, seed, resume, stage, start_from, attention
+        )
     )
     if results is not None:
-        print(_summary(output, results))
+        from mapformers.train.tasks import TASKS
+
+        print("\n".join(TASKS[results["task"]].summary(output, results)))
 
 
 def evaluate(
@@ -70,10 +79,10 @@ def evaluate(
         int | None, typer.Option(help="bytes the context moves on [default: half of it]", metavar="S")
     ] = None,
 ) -> None:
-    """Bits per byte over every byte but the first, with a sliding context.
+    """The score of a run: bits per byte of a text, accuracy, or whatever its task is judged by.
 
-    With --prefix-only, the first N positions are scored again token by token: a model that is strictly
-    causal agrees.
+    A text is scored over every byte but the first, with a sliding context. With --prefix-only, the first N
+    positions are scored again token by token: a model that is strictly causal agrees.
 
     \b
     Examples:
@@ -81,13 +90,14 @@ def evaluate(
       mapformers eval runs/demo --data letter.txt --stride 256
       mapformers eval runs/demo --prefix-only 500 --json
     """
-    from mapformers.train.assess import assess
+    from mapformers.train.assess import as_text, assess
+    from mapformers.train.task import Asked
 
     tick = _tick if sys.stderr.isatty() and not as_json else None
-    result = assess(run, data, split, prefix_only, stride, tick)
+    result = assess(run, Asked(data, split, prefix_only, stride, tick))
     if tick is not None:
         print("\r" + " " * 20 + "\r", end="", file=sys.stderr)
-    print(json.dumps(result, indent=1) if as_json else _score(result))
+    print(json.dumps(result, indent=1) if as_json else as_text(result))
 
 
 def generate(
@@ -111,52 +121,12 @@ def generate(
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    model = load_trained(run).model
+    trained = load_trained(run)
+    trained.run.task.generate(trained.model, trained.run.preset, trained.run.data)
     write(prompt)
-    generate_bytes(model, prompt, max_new_tokens, temperature, seed, write)
+    generate_bytes(trained.model, prompt, max_new_tokens, temperature, seed, write)
     write("\n")
 
 
 def _tick(share: float) -> None:
     print(f"\rscoring {share:4.0%}", end="", file=sys.stderr, flush=True)
-
-
-def _summary(output: Path, results: dict[str, Any]) -> str:
-    test, prefix, scores = results["test"], results["prefix"], results["baselines"]
-    return "\n".join(
-        [
-            f"held-out bits per byte, {test['bytes']:,} bytes, context {test['context']:,}, stride "
-            f"{test['stride']:,}:",
-            f"  this model, step {results['step']:<10,} {test['bits_per_byte']:7.3f}",
-            f"  unigram                     {scores['unigram']:7.3f}",
-            f"  order-5 n-gram              {scores['ngram']:7.3f}",
-            f"  xz given the training bytes {scores['xz']:7.3f}",
-            _agreement(prefix["prefix_only"], prefix["teacher_forced"], prefix),
-            f"report: {output / 'report.html'}",
-            "next:",
-            f"  mapformers eval {output} --prefix-only 500",
-            f'  mapformers generate {output} --prompt "def " --max-new-tokens 300',
-        ]
-    )
-
-
-def _score(result: dict[str, Any]) -> str:
-    lines = [
-        f"{result['bits_per_byte']:.4f} bits per byte over {result['bytes']:,} bytes ({result['split']} of "
-        f"{result['source']}), "
-        f"context {result['context']:,}, stride {result['stride']:,}, step {result['step']:,}"
-    ]
-    if "positions" in result:
-        lines.append(
-            _agreement(result["prefix_only_bits_per_byte"], result["teacher_forced_on_those"], result)
-        )
-    return "\n".join(lines)
-
-
-def _agreement(alone: float, forced: float, check: dict[str, Any]) -> str:
-    verdict = "they agree" if check["agrees"] else "they do NOT agree: the model sees what it should not"
-    return (
-        f"prefix-only {alone:.5f}, teacher-forced {forced:.5f} on the first {check['positions']:,} "
-        "positions: "
-        f"difference {check['difference']:.1e}, {verdict}"
-    )

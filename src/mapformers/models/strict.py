@@ -16,7 +16,7 @@ FROM_TRANSFORMERS = frozenset(
     (
         *("model_type", "name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels"),
         *("attn_implementation", "experts_implementation", "output_attentions"),
-        *("auto_map", "quantization_config"),
+        *("auto_map", "quantization_config", "use_cache"),
     )
 )
 

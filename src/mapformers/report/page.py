@@ -64,12 +64,13 @@ def _head(run: RunRecord) -> str:
     step = results.get("step") or (run.steps[-1]["step"] if run.steps else 0)
     tiles = []
     if results:
-        tiles.append(("held-out bits per byte", f"{results['test']['bits_per_byte']:.3f}"))
+        tiles.append((f"held-out {run.unit}", f"{results['test'][run.score]:.3f}"))
         tiles.append(("parameters", f"{results['parameters']:,}"))
     elif run.checks:
-        tiles.append(("validation bits per byte", f"{run.checks[-1]['valid_bits_per_byte']:.3f}"))
+        tiles.append((f"validation {run.unit}", f"{run.checks[-1]['valid_' + run.score]:.3f}"))
     tiles.append(("steps", f"{step:,} of {config['training']['max_steps']:,}"))
-    tiles.append(("context in bytes", f"{config['data']['context']:,}"))
+    if run.score == "bits_per_byte":
+        tiles.append(("context in bytes", f"{config['data']['context']:,}"))
     cells = "".join(
         f'<div class="tile"><b>{html.escape(value)}</b>{html.escape(name)}</div>' for name, value in tiles
     )
@@ -81,14 +82,22 @@ def _comparison(run: RunRecord) -> str:
     results = run.results
     if not results:
         return "<p>The run has not been scored yet: that happens after its last step.</p>"
-    test, prefix = results["test"], results["prefix"]
-    rows = [("this model", test["bits_per_byte"])]
-    rows += [
-        (text, results["baselines"][key]) for key, text in BASELINES.items() if key in results["baselines"]
-    ]
+    test = results["test"]
+    rows = [("this model", test[run.score])]
+    rows += [(BASELINES.get(key, key), value) for key, value in results["baselines"].items()]
     table = "".join(
         f'<tr><td>{html.escape(text)}</td><td class="number">{value:.3f}</td></tr>' for text, value in rows
     )
+    if "prefix" not in results:
+        more = [(key, value) for key, value in test.items() if key != run.score and key != "examples"]
+        others = "".join(
+            f'<tr><td>{html.escape(key)}</td><td class="number">{value:.3f}</td></tr>' for key, value in more
+        )
+        return (
+            f"<h2>Held-out {html.escape(run.unit)}</h2><p>On {test['examples']:,} examples that were not "
+            f"trained on.</p><table>{table}</table><table>{others}</table>"
+        )
+    prefix = results["prefix"]
     verdict = "they agree" if prefix["agrees"] else "they do NOT agree: this model sees what it should not"
     how = "token by token with its cache" if prefix["method"] == "cache" else "each prefix by itself"
     return (
@@ -106,13 +115,20 @@ def _comparison(run: RunRecord) -> str:
 
 def _curves(run: RunRecord) -> str:
     marks = {name: value for name, value in run.results.get("baselines", {}).items() if name != "unigram"}
-    series = {"training": run.curve("bits_per_byte"), "validation": run.check_curve("valid_bits_per_byte")}
+    series = {"training": run.curve(run.score), "validation": run.check_curve(f"valid_{run.score}")}
+    losses = {"training": run.curve("loss"), "validation": run.check_curve("valid_loss")}
+    speed = run.speed()
     parts = [
         _figure(
-            "Bits per byte",
-            "Training is the mean since the point before; validation is on held-out bytes. "
+            run.unit.capitalize(),
+            "Training is the mean since the point before; validation is on held-out data. "
             "Dashed: the simple models above.",
-            line_chart(series, "step", "bits per byte", marks),
+            line_chart(series, "step", run.unit, marks),
+        ),
+        _figure(
+            "Loss",
+            "What is minimised, without auxiliary losses.",
+            line_chart(losses, "step", "loss") if run.score != "bits_per_byte" else "",
         ),
         _figure(
             "Learning rate",
@@ -121,8 +137,8 @@ def _curves(run: RunRecord) -> str:
         ),
         _figure(
             "Speed",
-            "Bytes trained on per second, all processes together.",
-            line_chart({"tokens per second": run.curve("tokens_per_second")}, "step", "tokens per second"),
+            "How much is trained on per second, all processes together.",
+            line_chart({speed.replace("_", " "): run.curve(speed)}, "step", speed.replace("_", " ")),
         ),
     ]
     losses = {name: run.curve(f"losses.{name}") for name in run.auxiliary()}
@@ -170,12 +186,13 @@ def _data(run: RunRecord) -> str:
     rows: list[tuple[str, Any]] = [
         ("source", facts["source"]),
         ("split", facts["rule"]),
-        ("files", f"{facts['files']:,}"),
-        ("bytes used", f"{facts['bytes']:,}"),
+        *((key, f"{facts[key]:,}") for key in ("files", "bytes", "examples") if key in facts),
+        *((key, ", ".join(map(str, facts[key][:20]))) for key in ("classes",) if key in facts),
         ("SHA-256", facts["sha256"]),
         ("Python", facts["python"]),
     ]
-    rows += [(f"{name} bytes", f"{part['bytes']:,}") for name, part in facts["splits"].items()]
+    for name, part in facts["splits"].items():
+        rows += [(f"{name} {key}", f"{value:,}") for key, value in part.items() if isinstance(value, int)]
     table = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows
     )

@@ -31,6 +31,23 @@ class RunRecord:
         """(step, value) of one number of the validation lines."""
         return _points(self.checks, key)
 
+    @property
+    def score(self) -> str:
+        """The figure that the run is judged by."""
+        checked = next((key for line in self.checks for key in line if key.startswith("valid_")), None)
+        found = self.results.get("score") or (checked or "bits_per_byte").removeprefix("valid_")
+        return str(found)
+
+    @property
+    def unit(self) -> str:
+        """The same for people."""
+        return str(self.results.get("unit") or self.score.replace("_", " "))
+
+    def speed(self) -> str:
+        """The name of the number that says how fast it trained; empty where there is none."""
+        names = (key for line in self.steps for key in line if key.endswith("_per_second"))
+        return next(names, "")
+
     def auxiliary(self) -> list[str]:
         """The names of the auxiliary losses."""
         return sorted({name for line in self.steps for name in line.get("losses", {})})
@@ -68,7 +85,7 @@ def read_run(folder: Path) -> RunRecord:
         name=folder.resolve().name,
         config=config,
         steps=[line for line in lines if "loss" in line],
-        checks=[line for line in lines if "valid_bits_per_byte" in line],
+        checks=[line for line in lines if any(key.startswith("valid_") for key in line)],
         results=_json(folder / "results.json"),
         facts=_json(folder / "data" / "facts.json"),
     )

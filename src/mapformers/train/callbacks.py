@@ -1,5 +1,5 @@
 """What happens beside the loop: centroids move, numbers are written down, the model is checked on held-out
-bytes.
+data.
 """
 
 import json
@@ -8,19 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mapformers.core.errors import MapformersError
 from mapformers.report.page import write_report
 from mapformers.tasks.corpus import write_text
-from mapformers.train.evaluate import bits_per_byte
-from mapformers.train.generate import generate_bytes
+from mapformers.train.folder import RunFolder
 from mapformers.train.progress import RunProgress
+from mapformers.train.task import Task
 from mapformers.train.trainer import Meter
-
-SAMPLE_BYTES = 160
-PROMPT_BYTES = 48
 
 
 class Centroids(TrainerCallback):
@@ -57,10 +53,12 @@ class MetricsFile:
 
 
 class Metrics(TrainerCallback):
-    """Writes loss, bits per byte, auxiliary losses and speed; shows them as progress."""
+    """Writes the loss, what the task makes of it, auxiliary losses and speed; shows them as progress."""
 
-    def __init__(self, meter: Meter, file: MetricsFile | None, progress: RunProgress | None) -> None:
-        self.meter, self.file, self.progress = meter, file, progress
+    def __init__(
+        self, meter: Meter, task: Task, file: MetricsFile | None, progress: RunProgress | None
+    ) -> None:
+        self.meter, self.task, self.file, self.progress = meter, task, file, progress
         self.then = time.monotonic()
 
     def on_train_begin(
@@ -95,30 +93,28 @@ class Metrics(TrainerCallback):
         self.then = now
         if self.file is None or self.progress is None:
             return
-        loss = losses.pop("next_token")
+        loss = losses.pop(self.task.loss)
         self.file.append(
             {
                 "step": state.global_step,
                 "loss": loss,
-                "bits_per_byte": loss / math.log(2),
+                **self.task.figures(loss),
                 "losses": losses,
                 "learning_rate": logs.get("learning_rate"),
                 "grad_norm": logs.get("grad_norm"),
-                "tokens_per_second": speed,
+                f"{self.task.counted}_per_second": speed,
             }
         )
-        self.progress.report(state.global_step, loss, loss / math.log(2), speed)
+        self.progress.report(state.global_step, self.task.progress(loss), speed, self.task.counted)
 
 
 class Validation(TrainerCallback):
-    """On the first process, every `every` steps and at the end: bits per byte on held-out bytes, telemetry,
-    a sample.
+    """On the first process, every `every` steps and at the end: the task's figures on held-out data,
+    telemetry, and a sample where the task makes one.
     """
 
-    def __init__(
-        self, text: np.ndarray, context: int, every: int, file: MetricsFile, progress: RunProgress
-    ) -> None:
-        self.text, self.context, self.every = text, context, every
+    def __init__(self, run: RunFolder, every: int, file: MetricsFile, progress: RunProgress) -> None:
+        self.run, self.every = run, every
         self.file, self.progress = file, progress
 
     def on_step_end(
@@ -129,28 +125,13 @@ class Validation(TrainerCallback):
         if step % self.every and step < state.max_steps:
             return
         model.eval()
-        score = bits_per_byte(model, self.text, self.context, stride=self.context - 1)
-        line = {
-            "step": step,
-            "valid_bits_per_byte": score.bits_per_byte,
-            "telemetry": model.telemetry(),
-            "sample": self.sample(model),
-        }
+        check = self.run.task.validate(model, self.run.preset, self.run.data)
+        figures = {f"valid_{name}": value for name, value in check.figures.items()}
+        line = {"step": step, **figures, "telemetry": model.telemetry(), "sample": check.sample}
         model.train()
         self.file.append(line)
-        write_report(self.file.path.parent)
-        self.progress.note(
-            f"step {step}: {score.bits_per_byte:.3f} bits/byte on {score.bytes:,} validation bytes"
-        )
-
-    def sample(self, model: Any) -> dict[str, str] | None:
-        """What the model makes of the first bytes of the validation text; None where it cannot decode."""
-        prompt = bytes(self.text[:PROMPT_BYTES]).decode("utf-8", "replace")
-        try:
-            made = generate_bytes(model, prompt, min(SAMPLE_BYTES, self.context), temperature=0.7, seed=0)
-        except MapformersError:
-            return None
-        return {"prompt": prompt, "text": made.decode("utf-8", "replace")}
+        write_report(self.run.path)
+        self.progress.note(f"step {step}: {check.text}")
 
 
 def _step_of(line: str) -> float:

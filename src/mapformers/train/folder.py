@@ -13,14 +13,15 @@ from typing import Any
 import yaml
 
 from mapformers.core.errors import MapformersError, require
-from mapformers.tasks.corpus import Corpus, check_corpus, check_size, load_corpus, write_corpus, write_text
-from mapformers.tasks.source import plan_source
+from mapformers.tasks.corpus import write_text
 from mapformers.train.checkpoint import checkpoints, verify
+from mapformers.train.models import config_of
 from mapformers.train.presets import Preset, preset_from
+from mapformers.train.task import Task
+from mapformers.train.tasks import task_of
 
 CONFIG = "config.yaml"
 DATA = "data"
-ENGLISH_BYTES = 200_000
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,15 @@ class RunFolder:
         """The page about the run."""
         return self.path / "report.html"
 
-    def corpus(self) -> Corpus:
-        """The bytes of the run."""
-        return load_corpus(self.path / DATA)
+    @property
+    def data(self) -> Path:
+        """What its task has written down to train and score on."""
+        return self.path / DATA
+
+    @property
+    def task(self) -> Task:
+        """What the run is about."""
+        return task_of(self.preset)
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
         """(step, folder) of the newest complete checkpoint, its files checked; None where there is none."""
@@ -109,8 +116,7 @@ def create_run(path: Path, preset: Preset) -> RunFolder:
     On any failure nothing is left behind.
     """
     check_free(path)
-    plan = plan_source(preset.data.source)
-    check_size(plan, preset.data.context)
+    task_of(preset).check(preset)
     created = [parent for parent in path.absolute().parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,14 +129,8 @@ def create_run(path: Path, preset: Preset) -> RunFolder:
         ) from None
     try:
         draft.chmod(0o755)
-        data = preset.data
-        caps = {
-            "train": data.train_bytes,
-            "valid": data.valid_bytes,
-            "test": data.test_bytes,
-            "english": ENGLISH_BYTES,
-        }
-        check_corpus(write_corpus(plan, draft / DATA, caps), data.context)
+        task_of(preset).write_data(preset, draft / DATA)
+        config_of(preset, draft / DATA)  # a model that does not fit its data is refused here
         write_text(draft / CONFIG, config_text(preset))
         os.replace(draft, path)
     except BaseException as error:

@@ -14,93 +14,25 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from mapformers.core.errors import MapformersError, require, require_known
+from mapformers.train.sections import DATA, LanguageData, Optimiser, Training, require_task
 
 Section = TypeVar("Section")
 
 
 @dataclass(frozen=True)
-class Data:
-    """What is read: source, context in bytes, sequences per step and process, and how much of each split is
-    used.
-    """
-
-    source: str = "stdlib"
-    context: int = 1024
-    batch: int = 4
-    record: int = 1  # sequences start at multiples of this (bytes of an image, say)
-    train_bytes: int | None = None  # None = all
-    valid_bytes: int | None = 65536
-    test_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        _positive("data", self, "context", "batch", "record", "train_bytes", "valid_bytes", "test_bytes")
-        require(self.context >= 2, f"data: context must be 2 or more, got {self.context}; raise data.context")
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """AdamW and its learning rate over time."""
-
-    learning_rate: float = 1e-3
-    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
-    warmup_steps: int = 0
-    final_ratio: float = 0.1  # cosine and linear end at this share of the learning rate
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 1.0  # largest norm of the gradient; 0 = no limit
-
-    def __post_init__(self) -> None:
-        require(
-            self.learning_rate > 0,
-            f"optimiser: learning_rate must be > 0, got {self.learning_rate}; raise it",
-        )
-        require(
-            0 <= self.final_ratio <= 1,
-            f"optimiser: final_ratio must lie in 0..1, got {self.final_ratio}; change it",
-        )
-        require(
-            all(0 <= b < 1 for b in self.betas),
-            f"optimiser: betas must lie in 0..1, got {self.betas}; lower them",
-        )
-        for name in ("warmup_steps", "weight_decay", "clip"):
-            require(
-                getattr(self, name) >= 0,
-                f"optimiser: {name} must be >= 0, got {getattr(self, name)}; raise it",
-            )
-
-
-@dataclass(frozen=True)
-class Training:
-    """How long, how often, how exactly. Every `_every` counts optimiser steps."""
-
-    max_steps: int = 1000
-    accumulate: int = 1  # micro-batches per optimiser step
-    eval_every: int = 200
-    save_every: int = 200
-    log_every: int = 10
-    seed: int = 0
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"  # bfloat16 = autocast; auto: where fast
-    activation_checkpointing: bool = False
-    start_from: str | None = None  # a run or one of its checkpoints, whose weights are the start
-
-    def __post_init__(self) -> None:
-        _positive("training", self, "max_steps", "accumulate", "eval_every", "save_every", "log_every")
-        require(
-            0 <= self.seed < 2**32, f"training: seed must lie in 0..2^32-1, got {self.seed}; choose another"
-        )
-
-
-@dataclass(frozen=True)
 class Preset:
-    """One run. `model` holds fields of MapformerConfig; `deviations` says where it leaves a published
-    recipe. Each of `stages` is what a later run of a recipe changes; see `at_stage`.
+    """One run. `task` says what `data` holds and what is scored, `architecture` what is trained: `model`
+    holds fields of its config. `deviations` says where it leaves a published recipe. Each of `stages` is
+    what a later run of a recipe changes; see `at_stage`.
     """
 
     name: str
     summary: str
+    task: str = "language-model"
+    architecture: str = "mapformer"
     deviations: tuple[str, ...] = ()
     model: dict[str, Any] = field(default_factory=dict)
-    data: Data = field(default_factory=Data)
+    data: Any = field(default_factory=LanguageData)  # the section of the task
     optimiser: Optimiser = field(default_factory=Optimiser)
     training: Training = field(default_factory=Training)
     stages: tuple[dict[str, Any], ...] = ()
@@ -131,6 +63,9 @@ def load_preset(name: str) -> Preset:
 def preset_from(plain: dict[str, Any]) -> Preset:
     """A preset from plain data, every key and type checked; `repeat: n` in model.layers is written out."""
     _known_keys("preset", plain, Preset)
+    task = coerce("task", plain.get("task", Preset.task), str)
+    architecture = coerce("architecture", plain.get("architecture", Preset.architecture), str)
+    require_task(task, architecture)
     model = _mapping("model", plain.get("model", {}))
     if "layers" in model:
         model = {**model, "layers": _expand(model["layers"])}
@@ -138,8 +73,10 @@ def preset_from(plain: dict[str, Any]) -> Preset:
         name=coerce("name", plain.get("name"), str),
         summary=coerce("summary", plain.get("summary", ""), str),
         deviations=tuple(coerce("deviations", plain.get("deviations", []), list[str])),
+        task=task,
+        architecture=architecture,
         model=model,
-        data=_section("data", plain.get("data", {}), Data),
+        data=_section("data", plain.get("data", {}), DATA[task]),
         optimiser=_section("optimiser", plain.get("optimiser", {}), Optimiser),
         training=_section("training", plain.get("training", {}), Training),
         stages=tuple(coerce("stages", plain.get("stages", []), list[dict])),
@@ -157,6 +94,25 @@ def at_stage(preset: Preset, number: int) -> Preset:
     for section, values in (changes[number - 1] if changes else {}).items():
         require_known("preset", "key of a stage", str(section), ("model", "data", "optimiser", "training"))
         plain[section] = {**plain[section], **_mapping(f"stages.{number}.{section}", values)}
+    return preset_from(plain)
+
+
+def with_attention(preset: Preset, text: str) -> Preset:
+    """The preset with another attention in every layer; for a Perceiver in those over its latents.
+
+    Whole blocks become Transformer blocks with that attention; what stands beside it in a layer stays.
+    """
+    plain = copy.deepcopy(preset.as_dict())
+    model = plain["model"]
+    if preset.architecture == "perceiver":
+        model["latent_attention"] = text
+    else:
+        layers = model.get("layers", [])
+        require(
+            bool(layers), f"--attention: {preset.name} must name its layers, got none; use --set model.layers"
+        )
+        kept = [{key: value for key, value in layer.items() if key != "block"} for layer in layers]
+        model["layers"] = [{**layer, "attention": text} for layer in kept]
     return preset_from(plain)
 
 
@@ -278,11 +234,3 @@ def _put(plain: dict[str, Any], path: list[str], value: Any) -> None:
             require_known("--set", "key", key, here)
         else:
             here = here[key]
-
-
-def _positive(who: str, section: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        require(
-            value is None or value > 0, f"{who}: {name} must be 1 or more, got {value}; raise {who}.{name}"
-        )

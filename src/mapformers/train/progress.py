@@ -14,7 +14,7 @@ LINE_EVERY = 5.0  # seconds between plain lines
 
 
 class RunProgress:
-    """Shows step, loss, bits per byte, bytes per second and the time left."""
+    """Shows step, loss and other figures, the speed and the time left."""
 
     def __init__(
         self, total: int, start: int = 0, file: TextIO | None = None, width: int | None = None
@@ -40,11 +40,11 @@ class RunProgress:
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done)
 
-    def report(self, done: int, loss: float, bits: float, speed: float) -> None:
-        """New figures: loss in nats, bits per byte, bytes per second."""
+    def report(self, done: int, figures: str, speed: float, counted: str = "tokens") -> None:
+        """New figures as a part of a line, and how much of what is counted goes by in a second."""
         elapsed = time.monotonic() - self.began
         left = clock(elapsed / max(1, done - self.first) * (self.total - done))
-        self.text = f"loss {loss:.3f}  {bits:.3f} bits/byte  {_short(speed)} tokens/s  {left} left"
+        self.text = f"{figures}  {_short(speed)} {counted}/s  {left} left"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, text=self.text)
         elif done >= self.total or time.monotonic() - self.last_line >= LINE_EVERY or done == self.first + 1:

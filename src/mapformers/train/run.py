@@ -16,19 +16,17 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from mapformers.core.errors import require
-from mapformers.models import MapformerForCausalLM
 from mapformers.train import folder as folders
 from mapformers.train.callbacks import Centroids, Metrics, MetricsFile, Validation
 from mapformers.train.checkpoint import remove_incomplete
 from mapformers.train.folder import RunFolder
-from mapformers.train.loading import quiet, start_weights
-from mapformers.train.models import config_of
+from mapformers.train.loading import check_start, quiet, start_weights
+from mapformers.train.models import config_of, model_class
 from mapformers.train.precision import settle_precision
-from mapformers.train.presets import Preset, at_stage, load_preset, override
+from mapformers.train.presets import Preset, at_stage, load_preset, override, with_attention
 from mapformers.train.progress import RunProgress
 from mapformers.train.results import score_run
 from mapformers.train.trainer import RunTrainer
-from mapformers.train.windows import Windows
 
 KEEP = 2  # checkpoints
 
@@ -46,6 +44,7 @@ class Request:
     resume: bool = False
     stage: int = 1
     start_from: Path | None = None
+    attention: str | None = None
 
 
 def train(request: Request) -> dict[str, Any] | None:
@@ -77,9 +76,9 @@ def _prepare(request: Request, state: PartialState) -> tuple[RunFolder, Any]:
     else:
         folders.check_free(request.output)
         run = RunFolder(request.output, asked)  # type: ignore[arg-type]
-    config = config_of(run.preset)
-    if not resuming and run.preset.training.start_from is not None:
-        start_weights(Path(run.preset.training.start_from), config)  # refused before anything is written
+    if not resuming:
+        config_of(run.preset)  # refused before anything is written
+        check_start(run.preset)
     state.wait_for_everyone()  # all have looked before the first one writes
     if state.is_main_process:
         if resuming:
@@ -89,22 +88,26 @@ def _prepare(request: Request, state: PartialState) -> tuple[RunFolder, Any]:
         else:
             folders.create_run(run.path, run.preset)
             _say(f"new run in {run.path}")
-        _say(run.corpus().describe())
+        _say(run.task.describe(run.data))
     state.wait_for_everyone()
-    return run, config
+    return run, config_of(run.preset, run.data)
 
 
 def _asked(request: Request) -> Preset | None:
     """The preset of the request with its options applied; None when it names none."""
     if request.preset is None:
         options = {"--data": request.data, "--set": request.settings or None, "--seed": request.seed}
+        options |= {"--attention": request.attention}
         options |= {"--from": request.start_from, "--stage": None if request.stage == 1 else request.stage}
         given = ", ".join(name for name, value in options.items() if value is not None)
         require(
             not given, f"train: a preset must be named beside {given}, got none; name it or drop the option"
         )
         return None
-    preset = override(at_stage(load_preset(request.preset), request.stage), request.settings)
+    preset = at_stage(load_preset(request.preset), request.stage)
+    if request.attention is not None:
+        preset = with_attention(preset, request.attention)
+    preset = override(preset, request.settings)
     if request.data is not None:
         preset = replace(preset, data=replace(preset.data, source=request.data))
     start = None if request.start_from is None else str(request.start_from)
@@ -127,14 +130,21 @@ def _train(run: RunFolder, config: Any, first: bool) -> float:
     if done >= preset.training.max_steps:
         return 0.0
     set_seed(preset.training.seed)
-    model = _start(preset, config) if last is None else _reload(last[1], config)
-    data = Windows(run.corpus().split("train"), preset.data.context, preset.training.seed, preset.data.record)
-    trainer = RunTrainer(preset.optimiser, model=model, args=_arguments(preset, run.path), train_dataset=data)
+    model = _start(preset, config) if last is None else _reload(preset, last[1], config)
+    feed = run.task.feed(preset, run.data)
+    trainer = RunTrainer(
+        preset.optimiser,
+        run.task.size,
+        model=model,
+        args=_arguments(preset, run.path),
+        train_dataset=feed.rows,
+        data_collator=feed.collate,
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Centroids())
     with _reporting(trainer, run, done) if first else contextlib.nullcontext():
         if not first:
-            trainer.add_callback(Metrics(trainer.meter, None, None))
+            trainer.add_callback(Metrics(trainer.meter, run.task, None, None))
         trainer.train(resume_from_checkpoint=str(last[1]) if last else None)
     return time.monotonic() - began
 
@@ -145,15 +155,13 @@ def _reporting(trainer: RunTrainer, run: RunFolder, done: int) -> Iterator[None]
     preset = run.preset
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     _say(
-        f"{preset.name}: {len(preset.model['layers'])} layers, {parameters:,} parameters, context "
-        f"{preset.data.context:,}, "
+        f"{preset.name}: {_extent(trainer.model.config)}, {parameters:,} parameters, "
         f"steps {done + 1:,} to {preset.training.max_steps:,}"
     )
     file, progress = MetricsFile(run.metrics), RunProgress(preset.training.max_steps, done)
     file.truncate(done)
-    valid = run.corpus().split("valid")
-    trainer.add_callback(Validation(valid, preset.data.context, preset.training.eval_every, file, progress))
-    trainer.add_callback(Metrics(trainer.meter, file, progress))
+    trainer.add_callback(Validation(run, preset.training.eval_every, file, progress))
+    trainer.add_callback(Metrics(trainer.meter, run.task, file, progress))
     try:
         yield
     finally:
@@ -162,15 +170,22 @@ def _reporting(trainer: RunTrainer, run: RunFolder, done: int) -> Iterator[None]
 
 def _start(preset: Preset, config: Any) -> Any:
     """A new model, with the weights of another run where the preset names one."""
-    model = MapformerForCausalLM(config)
+    model = model_class(preset)(config)
     if preset.training.start_from is not None:
-        model.load_state_dict(start_weights(Path(preset.training.start_from), config))
+        model.load_state_dict(start_weights(Path(preset.training.start_from), model_class(preset), config))
     return model
 
 
-def _reload(folder: Path, config: Any) -> Any:
+def _extent(config: Any) -> str:
+    """How deep a model is."""
+    if hasattr(config, "latents"):
+        return f"{config.latents} latents, {config.blocks} blocks of {config.depth} layers"
+    return f"{len(config.layers)} layers, length {config.max_position_embeddings:,}"
+
+
+def _reload(preset: Preset, folder: Path, config: Any) -> Any:
     """The model of a checkpoint, which must be the one the run asks for."""
-    model = MapformerForCausalLM.from_pretrained(folder)
+    model = model_class(preset).from_pretrained(folder)
     for name in type(config).__annotations__:
         held, asked = getattr(model.config, name, None), getattr(config, name, None)
         require(
@@ -201,7 +216,8 @@ def _arguments(preset: Preset, output: Path) -> TrainingArguments:
         seed=training.seed,
         bf16=training.precision == "bfloat16",
         activation_checkpointing=training.activation_checkpointing,
-        train_sampling_strategy="sequential",  # Windows draws the order itself
+        train_sampling_strategy="sequential",  # the task's data set draws the order itself
+        remove_unused_columns=False,  # a task hands over what its model takes
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cache=True,  # as the config says: False would be saved with the model
         use_cpu=not torch.cuda.is_available(),

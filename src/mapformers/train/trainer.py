@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,25 @@ from transformers import Trainer
 
 from mapformers.core.errors import MapformersError
 from mapformers.train import checkpoint
-from mapformers.train.presets import Optimiser
+from mapformers.train.sections import Optimiser
 
 
 class Meter:
-    """Running means of the cross-entropy (nats per byte) and of each auxiliary loss since the last
-    reading.
-    """
+    """Running means of each part of the loss since the last reading, and how much was read meanwhile."""
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
-        self.count, self.bytes = 0, 0
+        self.count, self.seen = 0, 0
 
     def add(self, losses: dict[str, Tensor], size: int) -> None:
-        """Count one micro-batch of `size` bytes."""
+        """Count one micro-batch of `size` tokens or examples."""
         for name, loss in losses.items():
             loss = loss.detach().double()
             self.totals[name] = self.totals[name] + loss if name in self.totals else loss
-        self.count, self.bytes = self.count + 1, self.bytes + size
+        self.count, self.seen = self.count + 1, self.seen + size
 
     def read(self) -> tuple[dict[str, float], int]:
-        """The means over all processes and the bytes this process has read; starts anew.
+        """The means over all processes and what this process has read; starts anew.
 
         Call it on every process.
         """
@@ -47,8 +46,8 @@ class Meter:
         )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        seen = self.bytes
-        self.totals, self.count, self.bytes = {}, 0, 0
+        seen = self.seen
+        self.totals, self.count, self.seen = {}, 0, 0
         return {name: (total / sums[-1]).item() for name, total in zip(names, sums[:-1], strict=True)}, seen
 
 
@@ -69,9 +68,9 @@ def rate_factor(plan: Optimiser, max_steps: int, step: int) -> float:
 class RunTrainer(Trainer):
     """Trainer of one run folder. FSDP and DeepSpeed keep transformers' own checkpoint format."""
 
-    def __init__(self, plan: Optimiser, **arguments: Any) -> None:
+    def __init__(self, plan: Optimiser, size: Callable[[dict[str, Any]], int], **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.plan, self.meter = plan, Meter()
+        self.plan, self.size, self.meter = plan, size, Meter()
 
     def compute_loss(
         self,
@@ -87,7 +86,7 @@ class RunTrainer(Trainer):
                 f"train: the loss must be finite, got {loss.item()} at step {self.state.global_step + 1}; "
                 "lower optimiser.learning_rate or raise optimiser.warmup_steps"
             )
-        self.meter.add(outputs.losses, inputs["input_ids"].numel())
+        self.meter.add(outputs.losses, self.size(inputs))
         return (loss, outputs) if return_outputs else loss
 
     def create_scheduler(
