@@ -94,7 +94,7 @@ def _prepare(
     if q.shape[2] == k.shape[2]:
         scope = Scope.of(causal, key_is_real, segments, positions)
     else:
-        scope = Scope(causal=causal, key_is_real=key_is_real, segments=segments, positions=positions)
+        scope = Scope(causal, key_is_real, segments, positions=positions, cross=True)
     scope.check(q.shape[0], q.shape[2], k.shape[2])
     return scope
 
@@ -117,6 +117,8 @@ def check_supports(
         "use full attention",
     )
     mechanism.check_causal(causal)  # first, since it knows why
+    if cross:
+        mechanism.check_cross()
     wanted = {
         "causal": (causal, "use causal=False or another mechanism"),
         "bidirectional": (not causal, "use causal=True or another mechanism"),

@@ -106,6 +106,8 @@ def supports(text: str, capability: str) -> bool:
             return False
         if capability in ("bidirectional", "cross") and _refuses(lambda made=made: made.check_causal(False)):
             return False
+        if capability == "cross" and _refuses(made.check_cross):
+            return False
     return True
 
 

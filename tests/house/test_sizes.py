@@ -37,6 +37,7 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
     ("models/causal_lm.py", "MapformerForCausalLM.forward", "parameters"): "the signature of transformers",
     ("models/config.py", "MapformerConfig", "fields"): "the fields that a saved model must say",
     ("models/perceiver/config.py", "PerceiverConfig", "fields"): "the fields that a saved model must say",
+    ("models/seq2seq.py", "MapformerForSeq2SeqLM.forward", "parameters"): "the signature of transformers",
     ("models/stack.py", "MapformerModel.forward", "parameters"): "the signature of transformers",
 }
 

@@ -18,7 +18,7 @@ from mapformers.core.carry import Carry, added
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Mechanism, Shape
 from mapformers.core.plans import ByRows, Plan
-from mapformers.core.scope import Scope
+from mapformers.core.scope import Scope, ranks_among_real
 from mapformers.core.score import Call
 from mapformers.functional import check_supports
 from mapformers.heads.head_loss import HeadLoss, Heads
@@ -83,7 +83,7 @@ class MultiHeadAttention(nn.Module):
                 not self.options.causal,
                 "attention: context needs causal=False, got causal=True; make a layer for it",
             )
-            return self._attend(x, context, Scope(key_is_real=context_is_real), Carry()).output
+            return self.read(x, context, Carry(context_is_real=context_is_real)).output
         require(
             context_is_real is None,
             "attention: context_is_real goes with context, got it alone; use key_is_real",
@@ -102,6 +102,15 @@ class MultiHeadAttention(nn.Module):
         carry = Carry() if carry is None else carry
         scope = Scope.of(self.options.causal, carry.key_is_real, carry.segments, carry.positions)
         return self._attend(x, x, scope, carry, choices)
+
+    def read(self, x: Tensor, context: Tensor, carry: Carry) -> AttentionResult:
+        """Cross-attention of x [B, N, dim] to a context [B, M, dim] inside a stack of layers.
+
+        carry.context_is_real [B, M] marks its padding. Nothing is causal, and x has no place in the context.
+        """
+        real = carry.context_is_real
+        places = None if real is None else ranks_among_real(real)  # so that its padding shifts nothing
+        return self._attend(x, context, Scope(key_is_real=real, key_positions=places, cross=True), carry)
 
     def init_state(self, batch_size: int = 1) -> AttentionState:
         """An empty decode state. Raises MapformersError where the layer cannot decode exactly."""

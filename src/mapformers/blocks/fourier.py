@@ -45,6 +45,14 @@ def fourier_width(axes: int, bands: int) -> int:
     return axes * (2 * bands + 1)
 
 
+def sinusoid(positions: Tensor, dim: int) -> Tensor:
+    """[.., dim] fixed positions (Vaswani et al. 2017, section 3.5): sines first, then cosines."""
+    half = (dim + 1) // 2
+    speed = 10000.0 ** -(torch.arange(half, device=positions.device, dtype=torch.float64) / half)
+    angle = positions.unsqueeze(-1).double() * speed
+    return torch.cat([angle.sin(), angle.cos()], -1)[..., :dim]
+
+
 class FourierGrid(nn.Module):
     """The features of a whole grid, [prod(shape), width]; made where they are first asked for.
 

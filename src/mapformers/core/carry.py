@@ -20,6 +20,7 @@ class Carry:
     scores     scores of the layers below, [B, H, N, M] before masks; scores_of: of how many layers
     queries, keys   of the layers below, the lowest first: q [B, H, N, F] and k [B, G, M, F], whose scores are
                q . k
+    context    [B, M, dim] what the layers of a decoder read besides x; context_is_real [B, M] bool
     losses     auxiliary losses by name, scalars, summed over the layers so far
     """
 
@@ -33,6 +34,8 @@ class Carry:
     scores_of: int = 0
     queries: tuple[Tensor, ...] = ()
     keys: tuple[Tensor, ...] = ()
+    context: Tensor | None = None
+    context_is_real: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
 
     def add_losses(self, losses: Mapping[str, Tensor]) -> Carry:

@@ -57,6 +57,14 @@ class Mechanism(nn.Module):
         """Whether queries serve as keys."""
         return False
 
+    def check_cross(self) -> None:
+        """Refuse queries that are other tokens than the keys, where this configuration cannot take them."""
+
+    @property
+    def mixes_queries(self) -> bool:
+        """Whether the output of a query depends on the other queries: not for the context of a decoder."""
+        return False
+
     @property
     def shared_over_layers(self) -> tuple[str, ...]:
         """Parameters that a model's layers have in common where their mechanisms have the same settings."""

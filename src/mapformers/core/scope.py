@@ -23,6 +23,7 @@ class Scope:
     query_start    index of the first query among the keys (0, unless earlier keys are cached)
     ranks          [B, N] int, rank of every token among the real ones of its document, where the call cannot
                    know it: new tokens of a decode step. None = counted from key_is_real and the documents
+    cross          the queries are other tokens than the keys, and have no place among them
     """
 
     causal: bool = False
@@ -33,6 +34,7 @@ class Scope:
     key_positions: Tensor | None = None
     query_start: int = 0
     ranks: Tensor | None = None
+    cross: bool = False
 
     @classmethod
     def of(

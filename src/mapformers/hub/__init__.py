@@ -5,14 +5,17 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
 )
 
 from mapformers.models.causal_lm import MapformerForCausalLM
 from mapformers.models.classification import MapformerForSequenceClassification
 from mapformers.models.config import MapformerConfig
+from mapformers.models.masked_lm import MapformerForMaskedLM
 from mapformers.models.perceiver.config import PerceiverConfig
 from mapformers.models.perceiver.model import PerceiverForClassification, PerceiverForMaskedLM
+from mapformers.models.seq2seq import MapformerForSeq2SeqLM
 from mapformers.models.stack import MapformerModel
 
 AutoConfig.register(MapformerConfig.model_type, MapformerConfig, exist_ok=True)
@@ -21,6 +24,8 @@ AutoModelForCausalLM.register(MapformerConfig, MapformerForCausalLM, exist_ok=Tr
 AutoModelForSequenceClassification.register(
     MapformerConfig, MapformerForSequenceClassification, exist_ok=True
 )
+AutoModelForMaskedLM.register(MapformerConfig, MapformerForMaskedLM, exist_ok=True)
+AutoModelForSeq2SeqLM.register(MapformerConfig, MapformerForSeq2SeqLM, exist_ok=True)
 AutoConfig.register(PerceiverConfig.model_type, PerceiverConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(PerceiverConfig, PerceiverForClassification, exist_ok=True)
 AutoModelForMaskedLM.register(PerceiverConfig, PerceiverForMaskedLM, exist_ok=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.generation import GenerationMixin, GenerationMode
+from transformers.generation import GenerationMixin  # transformers looks for it among the bases
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
@@ -15,6 +14,7 @@ from mapformers.core.draw import linear
 from mapformers.core.errors import require
 from mapformers.models.cache import MapformerCache
 from mapformers.models.config import MapformerConfig
+from mapformers.models.generation import MapformerGeneration
 from mapformers.models.layers import seeds
 from mapformers.models.losses import IGNORED, baseline_for, token_loss
 from mapformers.models.stack import MapformerModel, MapformerPreTrainedModel
@@ -30,7 +30,7 @@ class MapformerCausalLMOutput(CausalLMOutputWithPast):
     losses: dict[str, Tensor] | None = None
 
 
-class MapformerForCausalLM(MapformerPreTrainedModel, GenerationMixin):
+class MapformerForCausalLM(MapformerPreTrainedModel, MapformerGeneration, GenerationMixin):
     """A causal language model over a stack of blocks."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -105,35 +105,6 @@ class MapformerForCausalLM(MapformerPreTrainedModel, GenerationMixin):
             hidden_states=out.hidden_states,
             losses=losses or None,
         )
-
-    def _prepare_cache_for_generation(
-        self,
-        generation_config: Any,
-        model_kwargs: dict[str, Any],
-        generation_mode: GenerationMode,
-        batch_size: int,
-        max_cache_length: int,
-    ) -> None:
-        """Called by generate(): puts our cache where transformers would put its own."""
-        require(
-            generation_mode != GenerationMode.ASSISTED_GENERATION,
-            "generate: assisted decoding must take tokens back, which decode states cannot, got an assistant "
-            "or prompt lookup; use greedy search, sampling or beam search",
-        )
-        kind = generation_config.cache_implementation
-        require(
-            kind in (None, "dynamic"),
-            f"generate: cache_implementation must be left out, got {kind!r}; the model makes its own cache",
-        )
-        given = model_kwargs.get("past_key_values")
-        if given is not None:
-            require(
-                isinstance(given, MapformerCache),
-                f"generate: past_key_values must be a MapformerCache, got {type(given).__name__}; drop it",
-            )
-            given._is_user_defined = True
-        elif generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = self.model.new_cache()
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, segments: Tensor | None = None) -> Tensor:

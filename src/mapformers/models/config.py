@@ -18,6 +18,8 @@ from mapformers.models.adapters.options import input_options
 from mapformers.models.layers import LAYER_KEYS, PORTS, build_block
 from mapformers.models.strict import refuse_unknown, require_positive, require_shares, with_one_error_type
 
+POSITIONS = ("none", "sinusoidal")
+
 
 @with_one_error_type
 @strict
@@ -27,11 +29,13 @@ class MapformerConfig(PreTrainedConfig):
     layers                   one dict per layer: `attention`, a spec such as "routing(clusters=8):4 + band:4",
                              and if wanted the other ports `score`, `project`, `merge`; or a whole `block`,
                              such as "luna(length=16)"; and `rotary` where a layer differs from the rest
+    encoder_layers           of an encoder-decoder, whose `layers` then name their `cross` attention as well
     intermediate_size        of the feed-forward network; None = 4 hidden_size
     embedding_size           of the token embeddings, projected to hidden_size; None = hidden_size
     max_position_embeddings  the length the model is trained at; not a limit
     input                    adapter of pictures, sound or points for classes, such as
                              {kind: grid, shape: [8, 8]}; None = tokens
+    positions                added to the embeddings: none, or sinusoidal for layers without rotary ones
     initializer_seed         all weights are drawn from a generator with this seed
     auxiliary_weights        weight of each auxiliary loss in the loss of training
 
@@ -53,8 +57,10 @@ class MapformerConfig(PreTrainedConfig):
     layers: list[dict[str, Any]] = field(
         default_factory=lambda: [{"attention": "band(window=128)"} for _ in range(4)]
     )
+    encoder_layers: list[dict[str, Any]] | None = None
     causal: bool = True
     rotary: bool = True
+    positions: str = "none"
     rotary_base: float | int = 10000.0
     residual_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
@@ -71,13 +77,17 @@ class MapformerConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    decoder_start_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_unknown(kwargs)
         super().__post_init__(**kwargs)
         self._check_sizes()
         self._check_choices()
-        self._check_layers()
+        self._check_layers("layers", self.layers)
+        if self.encoder_layers is not None:
+            self.is_encoder_decoder = True
+            self._check_layers("encoder_layers", self.encoder_layers)
 
     @property
     def num_hidden_layers(self) -> int:
@@ -132,6 +142,7 @@ class MapformerConfig(PreTrainedConfig):
             input_options(self.input)
         require_known("config", "activation", self.activation, ACTIVATIONS)
         require_known("config", "norm", self.norm, NORMS)
+        require_known("config", "positions", self.positions, POSITIONS)
         require_shares(self, "residual_dropout", "attention_dropout", "embedding_dropout")
         for name, weight in self.auxiliary_weights.items():
             require_known("config", "auxiliary loss", name, (*loss_names(), *policy_names()))
@@ -140,35 +151,41 @@ class MapformerConfig(PreTrainedConfig):
                 f"config: auxiliary_weights[{name!r}] must be finite and 0 or more, got {weight}; use 0.0",
             )
 
-    def _check_layers(self) -> None:
+    def stack(self, **changes: Any) -> "MapformerConfig":
+        """The config of one stack of an encoder-decoder: without encoder layers, and with these changes."""
+        own = {name: getattr(self, name) for name in MapformerConfig.__annotations__}
+        return MapformerConfig(**{**own, "encoder_layers": None, **changes})
+
+    def _check_layers(self, name: str, layers: list[dict[str, Any]]) -> None:
         """Each layer must be one that can be built: it is, without memory."""
         require(
-            len(self.layers) > 0,
-            "config: layers must hold at least one layer, got none; add {'attention': 'full'}",
+            len(layers) > 0,
+            f"config: {name} must hold at least one layer, got none; add {{'attention': 'full'}}",
         )
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(layers):
             for key in layer:
-                require_known(f"config: layers[{index}]", "key", key, LAYER_KEYS)
+                require_known(f"config: {name}[{index}]", "key", key, LAYER_KEYS)
             named = [key for key in ("attention", "block") if isinstance(layer.get(key), str)]
             require(
                 len(named) == 1,
-                f"config: layers[{index}] must name its attention or its block, got {layer!r}; "
+                f"config: {name}[{index}] must name its attention or its block, got {layer!r}; "
                 "add 'attention': 'full'",
             )
             ports = [key for key in PORTS if key in layer]
             require(
                 "block" not in layer or not ports,
-                f"config: layers[{index}]: {ports} go with an attention, got a block; say it in its options",
+                f"config: {name}[{index}]: {ports} go with an attention, got a block; say it in its options",
             )
             rotary = layer.get("rotary", True)
             require(
                 isinstance(rotary, bool),
-                f"config: layers[{index}]: rotary must be true or false, got {rotary!r}; leave it out",
+                f"config: {name}[{index}]: rotary must be true or false, got {rotary!r}; leave it out",
             )
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said once, when the model is built
-            for layer in _distinct(self.layers):
-                build_block(self, layer, seed=0)
+            causal = self.causal and name == "layers"
+            for layer in _distinct(layers):
+                build_block(self, layer, seed=0, causal=causal)
 
 
 def _distinct(layers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

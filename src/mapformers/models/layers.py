@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mapformers.attention.multi_head import MultiHeadAttention
 from mapformers.blocks.base import Block
+from mapformers.blocks.decoder import DecoderBlock
 from mapformers.blocks.transformer import TransformerBlock, TransformerConfig
 from mapformers.build import attention, block
 
@@ -14,24 +16,29 @@ if TYPE_CHECKING:
     from mapformers.models.config import MapformerConfig
 
 PORTS = ("score", "project", "merge", "loss")
-LAYER_KEYS = ("attention", *PORTS, "rotary", "block")
+LAYER_KEYS = ("attention", *PORTS, "rotary", "block", "cross")
 
 
-def build_block(config: MapformerConfig, layer: dict[str, Any], seed: int) -> Block:
+def build_block(
+    config: MapformerConfig, layer: dict[str, Any], seed: int, causal: bool | None = None
+) -> Block:
     """The block of one entry of `config.layers`, its weights drawn from a generator with this seed.
 
-    An entry names its `attention`, and is a transformer block then, or a whole `block` of the catalogue.
+    An entry names its `attention`, and is a transformer block then, with `cross` a decoder block that reads a
+    context; or it names a whole `block` of the catalogue.
+    causal   None = as the config says
 
     Raises MapformersError where the entry names something unknown or does not fit the sizes.
     """
     generator = torch.Generator().manual_seed(seed)
+    causal = config.causal if causal is None else causal
     rotary = layer.get("rotary", config.rotary)
     if "block" in layer:
         return block(
             layer["block"],
             config.hidden_size,
             config.num_attention_heads,
-            causal=config.causal,
+            causal=causal,
             rotary=rotary,
             head_dim=config.head_dim,
             seed=generator,
@@ -40,7 +47,7 @@ def build_block(config: MapformerConfig, layer: dict[str, Any], seed: int) -> Bl
         layer["attention"],
         config.hidden_size,
         config.num_attention_heads,
-        causal=config.causal,
+        causal=causal,
         rotary=rotary,
         rotary_base=config.rotary_base,
         head_dim=config.head_dim,
@@ -56,7 +63,21 @@ def build_block(config: MapformerConfig, layer: dict[str, Any], seed: int) -> Bl
         hidden=config.feed_forward_size,
         dropout=config.residual_dropout,
     )
-    return TransformerBlock(options, attended, generator)
+    if "cross" not in layer:
+        return TransformerBlock(options, attended, generator)
+    return DecoderBlock(options, attended, _cross(config, layer["cross"], generator), generator)
+
+
+def _cross(config: MapformerConfig, text: str, generator: torch.Generator) -> MultiHeadAttention:
+    """The attention to a context."""
+    return attention(
+        text,
+        config.hidden_size,
+        config.num_attention_heads,
+        head_dim=config.head_dim,
+        dropout=config.attention_dropout,
+        seed=generator,
+    )
 
 
 def seeds(seed: int, count: int) -> list[int]:

@@ -13,11 +13,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from mapformers.blocks.base import Block
+from mapformers.blocks.fourier import sinusoid
 from mapformers.blocks.reversible import ReversibleBlock
 from mapformers.blocks.reversible_stack import run_reversible
 from mapformers.core.carry import Carry
 from mapformers.core.draw import linear, normal
 from mapformers.core.errors import MapformersError, require
+from mapformers.core.scope import Scope
 from mapformers.models.adapters.inputs import make_input
 from mapformers.models.cache import MapformerCache
 from mapformers.models.config import MapformerConfig
@@ -25,6 +27,8 @@ from mapformers.models.inputs import carry_of, new_columns
 from mapformers.models.layers import build_block, seeds
 from mapformers.models.pretrained import EMBEDDING_SCALE, PreTrainedBase
 from mapformers.models.sharing import share_over_layers
+
+SINUSOID_SCALE = EMBEDDING_SCALE * 2**0.5  # as large as token embeddings
 
 
 @dataclass
@@ -99,6 +103,8 @@ class MapformerModel(MapformerPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         segments: Tensor | None = None,
+        context: Tensor | None = None,
+        context_is_real: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> MapformerModelOutput:
@@ -107,6 +113,7 @@ class MapformerModel(MapformerPreTrainedModel):
         attention_mask  [B, N] 1 = real, or [B, past + N] when a cache is continued
         position_ids    [B or 1, N] true positions; None = ranks among the real tokens of the row
         segments        [B, N] documents packed into one row, which do not see each other. Not with a cache
+        context         [B, M, hidden_size] what layers with `cross` read; context_is_real [B, M] bool
         use_cache       return the decode state in `past_key_values`. None = only if one is passed in
 
         Raises MapformersError for shapes and combinations that cannot be honoured.
@@ -121,13 +128,15 @@ class MapformerModel(MapformerPreTrainedModel):
         kept: list[Tensor] | None = [x] if output_hidden_states else None
         if past_key_values is None:
             carry = carry_of(x, attention_mask, position_ids, segments)
-            x, carry = self._through(x, carry, kept)
+            carry = dataclasses.replace(carry, context=context, context_is_real=context_is_real)
+            x, carry = self._through(self._placed(x, _positions(x, carry)), carry, kept)
         else:
             require(
                 segments is None,
                 "model: packed segments cannot be decoded, got segments with a cache; pass use_cache=False",
             )
             carry = new_columns(x, attention_mask, position_ids, past_key_values)
+            carry = dataclasses.replace(carry, context=context, context_is_real=context_is_real)
             x = self._step(x, carry, past_key_values, kept)
         return MapformerModelOutput(
             last_hidden_state=self.norm(x),
@@ -164,6 +173,12 @@ class MapformerModel(MapformerPreTrainedModel):
             self.embed_projection(self._look_up(given) if inputs_embeds is None else given)
         )
 
+    def _placed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, N, dim] with its positions [B or 1, N], where these do not come by rotation."""
+        if self.config.positions == "none":
+            return x
+        return x + (SINUSOID_SCALE * sinusoid(positions, x.shape[-1])).to(x.dtype)
+
     def _look_up(self, input_ids: Tensor) -> Tensor:
         try:
             return self.embed_tokens(input_ids)
@@ -191,6 +206,7 @@ class MapformerModel(MapformerPreTrainedModel):
         """The next tokens through all blocks, each with its own state."""
         batch, new, _ = x.shape
         key_is_real = carry.key_is_real
+        x = self._placed(x, cache.positions(key_is_real, batch, new, x.device))
         for layer, slot in zip(self.layers, cache.layers, strict=True):
             state = layer.block.init_state(batch) if slot.state is None else slot.state
             x, carry, slot.state = layer.block.step(x, dataclasses.replace(carry, losses={}), state)
@@ -198,3 +214,9 @@ class MapformerModel(MapformerPreTrainedModel):
                 kept.append(x)
         cache.advance(key_is_real, batch, new, x.device)
         return x
+
+
+def _positions(x: Tensor, carry: Carry) -> Tensor:
+    """[B or 1, N] true positions of a whole sequence."""
+    scope = Scope.of(False, carry.key_is_real, carry.segments, carry.positions)
+    return scope.query_positions(x.shape[1], x.device)

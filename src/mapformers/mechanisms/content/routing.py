@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mapformers.core.card import RANGES, Card, option, options_of
+from mapformers.core.card import RANGES, Card, capabilities, option, options_of
 from mapformers.core.errors import require, require_known
 from mapformers.core.mechanism import Cost, Mechanism, Shape
 from mapformers.core.plans import Dense, Plan, Union, Windows
@@ -38,7 +38,9 @@ class RoutingConfig:
     """Options of routing."""
 
     clusters: int = option(16, "centroids per key/value head")
-    window: int = option(128, "members of its cluster that a query sees (on each side, when not causal)")
+    window: int = option(
+        128, "members of its cluster that a query sees (on each side, when not causal; of a context all)"
+    )
     query_clusters: int = option(2, "best clusters into which a query looks; keys lie in one")
     share_qk: bool = option(False, "queries serve as keys, as the paper's decoder does")
     membership: Membership = option("argmax", "how tokens join clusters; paper = the published form")
@@ -75,7 +77,7 @@ class Routing(Mechanism):
         formula="softmax over the last `window` keys j <= i with c(k_j) in best_r(q_i); c(x) = argmax x^.mu",
         cost="time O(N C D + N r W D), memory O(N r W)",
         summary="tokens clustered by content; a query sees the latest members of its clusters",
-        supports=RANGES - {"rows_sum_to_one"},
+        supports=(RANGES | capabilities("cross")) - {"rows_sum_to_one"},
         options=options_of(RoutingConfig),
     )
 
@@ -106,9 +108,10 @@ class Routing(Mechanism):
         if self.config.membership == "paper":
             return top_member_groups(q, k, scope, self.kmeans, self.config.window)
         member = Member(self.config, self.kmeans)
+        window = None if scope.cross else self.config.window  # queries from elsewhere see the whole cluster
         windows = Windows(
-            before=self.config.window,
-            after=0 if scope.causal else self.config.window,
+            before=window,
+            after=0 if scope.causal else window,
             query_segment=member.of_queries(q, scope),
             key_segment=member.of_keys(k, scope),
             segment_count=self.config.clusters,
@@ -135,9 +138,9 @@ class Routing(Mechanism):
         mass, total = torch.zeros_like(scores), (null - top).exp()
         for c in range(self.config.clusters):
             same = q_in[..., c, None] & k_in[..., None, :, c]  # [B, H, N, M]
-            inside = keep_last(same & up_to, self.config.window) | keep_first(
-                same & visible & ~up_to, self.config.window
-            )
+            before = keep_last(same & up_to, self.config.window)
+            after = keep_first(same & visible & ~up_to, self.config.window)
+            inside = same & visible if scope.cross else before | after
             mass = mass + torch.where(inside, (scores - top + log_p[..., c, None]).exp(), 0.0)
         return mass / (total + mass.sum(-1, keepdim=True))
 
@@ -156,7 +159,7 @@ class Routing(Mechanism):
             return {}
         # [B, H, N] and [B, G, M]
         of_queries, of_keys = (2 - 2 * self.kmeans.similarity(x).amax(-1) for x in (q, k))
-        real_queries = scope.key_is_real if q.shape[2] == k.shape[2] else None
+        real_queries = None if scope.cross else scope.key_is_real
         return {"commitment": _mean(of_keys, scope.key_is_real) + _mean(of_queries, real_queries)}
 
     def observe(self, q: Tensor, k: Tensor, scope: Scope) -> None:
@@ -192,6 +195,15 @@ class Routing(Mechanism):
             not (self.config.membership == "paper" and causal) or self.config.allow_selection_leak,
             'routing: membership="paper" leaks the future under causal=True, got causal=True; '
             'use membership="argmax", or pass allow_selection_leak=True to study the leak',
+        )
+
+    def check_cross(self) -> None:
+        """Positions of another sequence mean nothing, and its tokens cannot serve as keys and queries."""
+        config = self.config
+        require(
+            config.membership not in ("paper", "random") and not config.share_qk,
+            "routing: cross-attention needs membership argmax, threshold or lsh and share_qk=False, got "
+            f"membership={config.membership} and share_qk={config.share_qk}; change them",
         )
 
     def can_decode(self) -> bool:

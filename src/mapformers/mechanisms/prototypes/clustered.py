@@ -76,6 +76,11 @@ class Clustered(Mechanism):
             "causal=True; use causal=False, or routing",
         )
 
+    @property
+    def mixes_queries(self) -> bool:
+        """A cluster's mean is over all of its queries."""
+        return True
+
     def build(self, shape: Shape, generator: torch.Generator) -> None:
         """The planes [H, bits, D + 1]."""
         size = (shape.heads, self.config.bits, shape.head_dim + 1)

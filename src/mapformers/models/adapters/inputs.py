@@ -184,6 +184,10 @@ ADAPTERS: dict[type, Any] = {
 def make_input(plain: dict[str, Any], generator: torch.Generator) -> Any:
     """The input adapter of a config's dict. Raises MapformersError for what it cannot be."""
     options = input_options(plain)
+    require(
+        type(options) in ADAPTERS,
+        f"input: {plain['kind']} has its own embedding, got it as an adapter; use MapformerForForecasting",
+    )
     return ADAPTERS[type(options)](options, generator)
 
 

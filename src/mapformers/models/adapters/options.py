@@ -9,6 +9,7 @@ from typing import Any
 
 from mapformers.core.errors import require, require_known
 
+MAY_BE_ZERO = {"zero": True}  # other whole numbers whose default is above 0 must be so themselves
 POSITIONS = ("fourier", "learned", "none")
 QUERIES = ("trained", "fourier", "input")
 
@@ -18,7 +19,7 @@ class TextInput:
     """Tokens: embeddings, and learned positions of up to `length` tokens (0 = none)."""
 
     vocab_size: int = 256
-    length: int = 2048
+    length: int = field(default=2048, metadata=MAY_BE_ZERO)
     channels: int = 256
 
 
@@ -77,6 +78,24 @@ class MultimodalInput:
 
 
 @dataclass(frozen=True)
+class SeriesInput:
+    """A history of `channels` numbers to a future of `outputs`: see models/forecasting.py.
+
+    context, known, horizon   steps of the history, those the decoder reads again, steps ahead
+    features                  numbers about the time of each step
+    distil                    halve the history between the layers of the encoder
+    """
+
+    channels: int = 7
+    outputs: int = 7
+    context: int = 96
+    known: int = 48
+    horizon: int = 24
+    features: int = field(default=4, metadata=MAY_BE_ZERO)
+    distil: bool = True
+
+
+@dataclass(frozen=True)
 class ClassesOutput:
     """One row of logits: from the mean of the latents, or from a trained query (Perceiver IO)."""
 
@@ -120,6 +139,7 @@ INPUTS: dict[str, type] = {
     "points": PointsInput,
     "flow": FlowInput,
     "multimodal": MultimodalInput,
+    "series": SeriesInput,
 }
 OUTPUTS: dict[str, type] = {"classes": ClassesOutput, "array": ArrayOutput, "multimodal": MultimodalOutput}
 
@@ -196,7 +216,7 @@ def _options(who: str, plain: dict[str, Any], kinds: dict[str, type]) -> Any:
             f"{who}: {key} must be of the kind of {example!r}, got {value!r}; change it",
         )
         if isinstance(value, int) and not isinstance(value, bool):
-            lowest = 1 if isinstance(example, int) and example >= 1 else 0
+            lowest = 0 if "zero" in known[key].metadata or example == 0 else 1
             require(
                 value >= lowest,
                 f"{who}: {key} must be {lowest} or more, got {value}; raise it",
