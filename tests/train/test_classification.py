@@ -18,7 +18,7 @@ from mapformers.train.models import CLASSES, CONFIGS, config_of, model_class
 from mapformers.train.presets import load_preset, override, with_attention
 from mapformers.train.run import Request, train
 from mapformers.train.sections import ARCHITECTURES, DATA
-from mapformers.train.task import Asked
+from mapformers.train.task import Asked, Prompt
 from mapformers.train.tasks import TASKS
 
 QUICK = (
@@ -97,9 +97,8 @@ def test_eval_says_what_the_results_say(finished: Path) -> None:
         assess(finished, Asked(split="tset"))
     with pytest.raises(MapformersError, match="--prefix-only is for language models"):
         assess(finished, Asked(positions=3))
-    run = open_run(finished)
-    with pytest.raises(MapformersError, match="must be a language model"):
-        run.task.generate(load_trained(finished).model, run.preset, run.data)
+    with pytest.raises(MapformersError, match="must write text, got the task classification"):
+        open_run(finished).task.generate(load_trained(finished).model, Prompt("a", 3, 0.0, 0, print))
 
 
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:

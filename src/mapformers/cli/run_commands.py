@@ -114,17 +114,17 @@ def generate(
       mapformers generate runs/demo --prompt "def main(" --max-new-tokens 200
       mapformers generate runs/demo --prompt "import " --temperature 0
     """
-    from mapformers.train.generate import generate_bytes
     from mapformers.train.loading import load_trained
+    from mapformers.train.task import Prompt
 
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
     trained = load_trained(run)
-    trained.run.task.generate(trained.model, trained.run.preset, trained.run.data)
     write(prompt)
-    generate_bytes(trained.model, prompt, max_new_tokens, temperature, seed, write)
+    asked = Prompt(prompt, max_new_tokens, temperature, seed, write)
+    trained.run.task.generate(trained.model, asked)
     write("\n")
 
 

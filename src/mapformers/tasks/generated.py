@@ -12,6 +12,9 @@ import torch
 from mapformers.core.errors import require, require_known
 from mapformers.tasks.examples import Examples
 from mapformers.tasks.labelled import Labelled
+from mapformers.tasks.listops import ListOps
+from mapformers.tasks.pathfinder import Pathfinder
+from mapformers.tasks.tones import Tones
 
 Rows = tuple[list[np.ndarray], list[int]]
 AT_ONCE = 250
@@ -33,7 +36,11 @@ def _tones(task: Any, size: int, generator: torch.Generator) -> Rows:
     return [row.numpy()[:, None].astype(np.float32) for row in made.samples], made.target.tolist()
 
 
-GENERATORS: dict[str, tuple[type, Callable[[Any, int, torch.Generator], Rows]]] = {}
+GENERATORS: dict[str, tuple[type, Callable[[Any, int, torch.Generator], Rows]]] = {
+    "listops": (ListOps, _listops),
+    "pathfinder": (Pathfinder, _pathfinder),
+    "tones": (Tones, _tones),
+}
 
 
 def options_of(name: str, kind: type, options: dict[str, Any]) -> Any:

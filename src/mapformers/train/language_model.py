@@ -18,7 +18,7 @@ from mapformers.tasks.source import plan_source
 from mapformers.train.evaluate import bits_per_byte, prefix_only
 from mapformers.train.generate import generate_bytes
 from mapformers.train.presets import Preset
-from mapformers.train.task import Asked, Check, Feed, Score, Task
+from mapformers.train.task import Asked, Check, Feed, Prompt, Score, Task
 from mapformers.train.windows import Windows
 
 ENGLISH_BYTES = 200_000
@@ -149,8 +149,9 @@ class LanguageModel(Task):
         """Bytes."""
         return int(inputs["input_ids"].numel())
 
-    def generate(self, model: nn.Module, preset: Preset, folder: Path) -> None:
-        """It can."""
+    def generate(self, model: nn.Module, prompt: Prompt) -> None:
+        """Bytes behind the prompt, as the model makes them."""
+        generate_bytes(model, prompt.text, prompt.count, prompt.temperature, prompt.seed, prompt.write)
 
 
 def _corpus(preset: Preset, folder: Path, asked: Asked, scratch: Path) -> tuple[Corpus, str]:

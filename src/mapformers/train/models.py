@@ -13,7 +13,10 @@ from mapformers.train.tasks import task_of
 CONFIGS = {"mapformer": "MapformerConfig", "perceiver": "PerceiverConfig"}
 CLASSES = {
     ("mapformer", "language-model"): "MapformerForCausalLM",
+    ("mapformer", "answers"): "MapformerForCausalLM",
     ("mapformer", "classification"): "MapformerForSequenceClassification",
+    ("mapformer", "forecasting"): "MapformerForForecasting",
+    ("mapformer", "translation"): "MapformerForSeq2SeqLM",
     ("perceiver", "classification"): "PerceiverForClassification",
 }
 

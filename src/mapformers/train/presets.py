@@ -13,7 +13,9 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from mapformers.build import mechanism
 from mapformers.core.errors import MapformersError, require, require_known
+from mapformers.spec import parse
 from mapformers.train.sections import DATA, LanguageData, Optimiser, Training, require_task
 
 Section = TypeVar("Section")
@@ -67,8 +69,9 @@ def preset_from(plain: dict[str, Any]) -> Preset:
     architecture = coerce("architecture", plain.get("architecture", Preset.architecture), str)
     require_task(task, architecture)
     model = _mapping("model", plain.get("model", {}))
-    if "layers" in model:
-        model = {**model, "layers": _expand(model["layers"])}
+    for key in ("layers", "encoder_layers"):
+        if model.get(key) is not None:
+            model = {**model, key: _expand(key, model[key])}
     return Preset(
         name=coerce("name", plain.get("name"), str),
         summary=coerce("summary", plain.get("summary", ""), str),
@@ -98,22 +101,47 @@ def at_stage(preset: Preset, number: int) -> Preset:
 
 
 def with_attention(preset: Preset, text: str) -> Preset:
-    """The preset with another attention in every layer; for a Perceiver in those over its latents.
+    """The preset with another attention wherever it can stand; in a Perceiver in the layers over latents.
 
-    Whole blocks become Transformer blocks with that attention; what stands beside it in a layer stays.
+    Whole blocks become Transformer blocks with that attention; what stands beside it in a layer stays. In an
+    encoder-decoder it comes into the encoder, and into the decoder where it is causal, and where it reads a
+    context query by query. Where it takes no rotary positions, the tokens get sinusoidal ones.
     """
     plain = copy.deepcopy(preset.as_dict())
     model = plain["model"]
     if preset.architecture == "perceiver":
         model["latent_attention"] = text
     else:
-        layers = model.get("layers", [])
-        require(
-            bool(layers), f"--attention: {preset.name} must name its layers, got none; use --set model.layers"
-        )
-        kept = [{key: value for key, value in layer.items() if key != "block"} for layer in layers]
-        model["layers"] = [{**layer, "attention": text} for layer in kept]
+        fit = _places(text)
+        changes = {"attention": text, **({} if fit.rotary else {"rotary": False})}
+        if not fit.rotary and model.get("rotary", True):
+            model["positions"] = "sinusoidal"
+        for key in ("layers", "encoder_layers"):
+            layers = [{k: v for k, v in layer.items() if k != "block"} for layer in model.get(key) or []]
+            if not layers:
+                continue
+            takes = fit.causal or key == "encoder_layers" or model.get("encoder_layers") is None
+            layers = [{**layer, **changes} if takes else layer for layer in layers]
+            model[key] = [{**x, "cross": text} if fit.cross and "cross" in x else x for x in layers]
     return preset_from(plain)
+
+
+class _Fit(typing.NamedTuple):
+    """Where a mechanism can stand."""
+
+    causal: bool
+    cross: bool
+    rotary: bool
+
+
+def _places(text: str) -> _Fit:
+    parts = [mechanism(part.name, **part.options) for part in parse(text)]
+
+    def all_support(name: str) -> bool:
+        return all(name in part.card.supports for part in parts)
+
+    reads = all_support("cross") and not any(part.mixes_queries for part in parts)
+    return _Fit(all_support("causal"), reads, all_support("rotary"))
 
 
 def override(preset: Preset, settings: Iterable[str]) -> Preset:
@@ -197,15 +225,15 @@ def _mapping(name: str, plain: Any) -> dict[str, Any]:
     return dict(plain)
 
 
-def _expand(layers: Any) -> list[dict[str, Any]]:
+def _expand(key: str, layers: Any) -> list[dict[str, Any]]:
     """[{attention: .., repeat: 2}] -> two equal layers."""
     require(
         isinstance(layers, list) and bool(layers),
-        f"preset: model.layers must be a list of layers, got {layers!r}",
+        f"preset: model.{key} must be a list of layers, got {layers!r}",
     )
     written_out = []
     for layer in layers:
-        layer = _mapping("model.layers", layer)
+        layer = _mapping(f"model.{key}", layer)
         repeat = layer.pop("repeat", 1)
         require(
             isinstance(repeat, int) and repeat >= 1,

@@ -39,6 +39,17 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What `generate` asks for: at most `count` new bytes behind `text`, handed to `write` as they come."""
+
+    text: str
+    count: int
+    temperature: float
+    seed: int
+    write: Callable[[str], None]
+
+
+@dataclass(frozen=True)
 class Feed:
     """What training reads: an endless data set, and how rows become a batch (None = stacked)."""
 
@@ -120,12 +131,10 @@ class Task(ABC):
         """How many of what is `counted` stand in a micro-batch."""
         return len(next(iter(inputs.values())))
 
-    def generate(self, model: nn.Module, preset: Preset, folder: Path) -> None:
-        """Whether `mapformers generate` can go on from a prompt. Raises MapformersError where it cannot."""
-        require(
-            False,
-            f"generate: RUN must be a language model, got the task {preset.task}; see mapformers eval",
-        )
+    def generate(self, model: nn.Module, prompt: Prompt) -> None:
+        """What a model makes of a prompt. Raises MapformersError where it makes nothing."""
+        name = type(self).__name__.lower()
+        require(False, f"generate: RUN must write text, got the task {name}; see mapformers eval")
 
 
 def refuse_language_options(asked: Asked) -> None:

@@ -1,13 +1,19 @@
 """The tasks by name; `sections.DATA` says what each reads."""
 
+from mapformers.train.answers import Answers
 from mapformers.train.classification import Classification
+from mapformers.train.forecasting import Forecasting
 from mapformers.train.language_model import LanguageModel
 from mapformers.train.presets import Preset
 from mapformers.train.task import Task
+from mapformers.train.translation import Translation
 
 TASKS: dict[str, Task] = {
     "language-model": LanguageModel(),
+    "answers": Answers(),
     "classification": Classification(),
+    "forecasting": Forecasting(),
+    "translation": Translation(),
 }
 
 
