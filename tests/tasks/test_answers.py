@@ -82,7 +82,7 @@ def test_the_depth_of_the_key() -> None:
 
 def test_tones_differ_in_their_order_alone() -> None:
     """Sorted by loudness of their frequencies, clips of all classes are alike; by time they are not."""
-    task = Tones(samples=3000, tones=3, classes=6, rate=4000, noise=0.0, silence=0.0)
+    task = Tones(samples=3000, tones=3, classes=6, rate=4000, noise=0.0, silence=0.0, pause=0.0)
     made = draw(task, 60)
     assert set(made.target.tolist()) == set(range(6))
     pitches = 220.0 * 2 ** (torch.arange(3) / 2)
@@ -97,6 +97,13 @@ def test_tones_differ_in_their_order_alone() -> None:
     by_class = dict(zip(made.target.tolist(), orders, strict=True))
     assert len(set(by_class.values())) == 6
     assert all(by_class[target] == order for target, order in zip(made.target.tolist(), orders, strict=True))
+
+
+def test_a_pause_stands_between_tones() -> None:
+    made = draw(Tones(samples=3000, rate=4000, noise=0.0, silence=0.0, pause=0.1), 10).samples
+    quiet = (made.abs() == 0).view(10, 3, 1000)
+    assert bool(quiet[:, :, 700:].all())
+    assert float(quiet[:, :, :700].double().mean()) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -132,6 +139,7 @@ def test_accuracy_counts_questions_alone() -> None:
         (Tones, {"lowest": 7000.0}),
         (Tones, {"silence": 1.0}),
         (Tones, {"noise": -1.0}),
+        (Tones, {"pause": 0.3}),
         (Tones, {"samples": 3}),
     ],
 )

@@ -1,8 +1,9 @@
 """Tones: raw waveforms of the same tones in different orders; the order is the class.
 
-Formula  a clip holds `tones` sine tones of fixed frequencies one after the other; each of their orders is a
-         class, at most `classes` of them. Phases and loudness are random, noise is added, and silence of a
-         random length stands before the first tone. What is heard within one tone says nothing of the class
+Formula  a clip holds `tones` sine tones of fixed frequencies one after the other, a pause between them; each
+         of their orders is a class, at most `classes` of them. Phases and loudness are random, noise is
+         added, and silence of a random length stands before the first tone. No stretch shorter than a pause
+         says anything about the class
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class TonesBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Tones:
-    """samples of a clip, `rate` a second; `silence` is the largest share of it before the first tone."""
+    """samples of a clip, `rate` a second; shares of it: silence before the first tone, pause behind each."""
 
     samples: int = 16_000
     tones: int = 3
@@ -35,6 +36,7 @@ class Tones:
     rate: int = 16_000
     lowest: float = 220.0
     silence: float = 0.2
+    pause: float = 0.1
     noise: float = 0.05
 
     def __post_init__(self) -> None:
@@ -52,6 +54,11 @@ class Tones:
             f"tones: lowest must be above 0 and leave all tones below rate / 2, got {self.lowest}; lower it",
         )
         require(0 <= self.silence < 1, f"tones: silence must lie in [0, 1), got {self.silence}; lower it")
+        require(
+            0 <= self.pause < (1 - self.silence) / self.tones,
+            f"tones: pause must lie in [0, (1 - silence) / tones) = {(1 - self.silence) / self.tones:.3f}, "
+            f"got {self.pause}; lower it",
+        )
         require(self.noise >= 0, f"tones: noise must be 0 or more, got {self.noise}; raise it")
 
     def batch(self, size: int, generator: torch.Generator) -> TonesBatch:
@@ -66,12 +73,13 @@ class Tones:
         pitches = self.lowest * 2 ** (torch.arange(self.tones, device=device) / 2)  # half an octave apart
         start = (uniform(size, 1) * self.silence * self.samples).floor()  # [B, 1]
         place = torch.arange(self.samples, device=device) - start  # [B, N] samples since the first tone
-        slot = (place * self.tones / (self.samples - start)).floor()  # which tone sounds
-        index = slot.clamp(0, self.tones - 1).long()
+        length = (self.samples - start) / self.tones  # [B, 1] of a tone and the pause behind it
+        index = (place / length).floor().clamp(0, self.tones - 1).long()  # which tone sounds
         pitch = pitches[orders[target]].gather(1, index)
         phase = (2 * math.pi * uniform(size, self.tones)).gather(1, index)
         loudness = (0.5 + 0.5 * uniform(size, self.tones)).gather(1, index)
         wave = loudness * torch.sin(2 * math.pi * pitch * place / self.rate + phase)
-        wave = wave * (place >= 0)
+        sounds = (place >= 0) & (place - index * length < length - self.pause * self.samples)
+        wave = wave * sounds
         noise = torch.randn(size, self.samples, generator=generator, device=device) * self.noise
         return TonesBatch(wave + noise, target)
