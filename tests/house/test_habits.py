@@ -73,6 +73,10 @@ KEYWORDS_EXCEPTIONS: dict[tuple[str, str], str] = {
     ): "unknown fields arrive here and are refused by name",
     ("models/config.py", "MapformerConfig.stack"): "changes of fields; the config refuses unknown ones",
     (
+        "models/perceiver_ar/config.py",
+        "PerceiverARConfig.__post_init__",
+    ): "as MapformerConfig",
+    (
         "models/perceiver/config.py",
         "PerceiverConfig.__post_init__",
     ): "unknown fields arrive here and are refused by name",

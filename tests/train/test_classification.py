@@ -198,5 +198,5 @@ def test_every_task_says_what_it_reads() -> None:
     assert set(TASKS) <= set(DATA)
     assert {architecture for architecture, _ in CLASSES} == set(CONFIGS) == set(ARCHITECTURES)
     assert {task for _, task in CLASSES} == set(TASKS)
-    with pytest.raises(MapformersError, match="architecture must be mapformer"):
+    with pytest.raises(MapformersError, match="architecture must be mapformer or perceiver-ar"):
         model_class(override(load_preset("demo"), ["architecture=perceiver"]))

@@ -22,6 +22,7 @@ STUDIES = (
     "mqar",
     "multi-query-small",
     "passkey",
+    "perceiver-ar",
     "pathfinder",
     "realformer-small",
     "talking-heads-small",

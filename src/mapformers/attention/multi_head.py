@@ -13,7 +13,7 @@ from mapformers.attention.choices import Choices
 from mapformers.attention.ports import check_ports
 from mapformers.attention.result import AttentionOptions, AttentionResult, AttentionState, Ports
 from mapformers.attention.rotary import Rotation, rotate, rotation
-from mapformers.attention.state import Inputs, PlanState, step_mechanism
+from mapformers.attention.state import DenseState, Inputs, PlanState, step_mechanism
 from mapformers.core.carry import Carry, added
 from mapformers.core.errors import require
 from mapformers.core.mechanism import Mechanism, Shape
@@ -24,6 +24,7 @@ from mapformers.functional import check_supports
 from mapformers.heads.head_loss import HeadLoss, Heads
 from mapformers.heads.projection import Projection, Sizes
 from mapformers.kernels.shares import run_share, shares_of, weighed
+from mapformers.mechanisms.sparse.full import Full
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 
@@ -111,6 +112,46 @@ class MultiHeadAttention(nn.Module):
         real = carry.context_is_real
         places = None if real is None else ranks_among_real(real)  # so that its padding shifts nothing
         return self._attend(x, context, Scope(key_is_real=real, key_positions=places, cross=True), carry)
+
+    def attend_last(self, x: Tensor, first: int, carry: Carry) -> AttentionResult:
+        """The outputs of the tokens x[:, first:] alone, each of which sees those before it and itself.
+
+        x [B, M, dim] to [B, M - first, dim]. Of causal mechanisms that take fewer queries than keys.
+        """
+        scope = Scope.of(True, carry.key_is_real, None, carry.positions)
+        keys = scope.query_positions(x.shape[1], x.device)
+        scope = Scope(
+            causal=True,
+            key_is_real=carry.key_is_real,
+            positions=keys[:, first:],
+            key_positions=keys,
+            query_start=first,
+        )
+        return self._attend(x[:, first:], x, scope, carry)
+
+    def remember(self, x: Tensor, state: AttentionState) -> AttentionState:
+        """Keys and values of the next tokens x [B, n, dim], whose outputs nobody asks for.
+
+        Raises MapformersError for mechanisms that do not keep all keys.
+        """
+        require(
+            all(isinstance(mechanism, Full) for mechanism in self.parts()) and self.score is None,
+            "attention: remember needs full attention without score terms, got others; step over the tokens",
+        )
+        batch, n, _ = x.shape
+        heads = self._project(x, x, self.project)
+        positions = state.length[:, None] + torch.arange(n, device=x.device)
+        turn = self._rotation(positions, x.dtype)
+        keys = heads.k if turn is None else rotate(heads.k, turn)
+        is_real = torch.ones(batch, n, dtype=torch.bool, device=x.device)
+        after: list[PlanState | None] = []
+        values = heads.v.split(self._kv_shares, 1)
+        for k, v, part in zip(self._keys_of(keys), values, state.parts, strict=True):
+            new = Inputs(k[:, :, :0], k, v, positions, is_real)
+            dense = part if isinstance(part, DenseState) else DenseState.empty(new)
+            dense.append(new)
+            after.append(dense)
+        return AttentionState(state.length + n, after)
 
     def init_state(self, batch_size: int = 1) -> AttentionState:
         """An empty decode state. Raises MapformersError where the layer cannot decode exactly."""

@@ -15,6 +15,8 @@ from mapformers.models.config import MapformerConfig
 from mapformers.models.masked_lm import MapformerForMaskedLM
 from mapformers.models.perceiver.config import PerceiverConfig
 from mapformers.models.perceiver.model import PerceiverForClassification, PerceiverForMaskedLM
+from mapformers.models.perceiver_ar.config import PerceiverARConfig
+from mapformers.models.perceiver_ar.model import PerceiverARForCausalLM
 from mapformers.models.seq2seq import MapformerForSeq2SeqLM
 from mapformers.models.stack import MapformerModel
 
@@ -26,6 +28,8 @@ AutoModelForSequenceClassification.register(
 )
 AutoModelForMaskedLM.register(MapformerConfig, MapformerForMaskedLM, exist_ok=True)
 AutoModelForSeq2SeqLM.register(MapformerConfig, MapformerForSeq2SeqLM, exist_ok=True)
+AutoConfig.register(PerceiverARConfig.model_type, PerceiverARConfig, exist_ok=True)
+AutoModelForCausalLM.register(PerceiverARConfig, PerceiverARForCausalLM, exist_ok=True)
 AutoConfig.register(PerceiverConfig.model_type, PerceiverConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(PerceiverConfig, PerceiverForClassification, exist_ok=True)
 AutoModelForMaskedLM.register(PerceiverConfig, PerceiverForMaskedLM, exist_ok=True)

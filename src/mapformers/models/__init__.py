@@ -19,6 +19,8 @@ _HOME = {
     "MapformerForSequenceClassification": "classification",
     "MapformerClassificationOutput": "classification",
     "MapformerCache": "cache",
+    "PerceiverARConfig": "perceiver_ar.config",
+    "PerceiverARForCausalLM": "perceiver_ar.model",
     "PerceiverConfig": "perceiver.config",
     "PerceiverForClassification": "perceiver.model",
     "PerceiverForMaskedLM": "perceiver.model",

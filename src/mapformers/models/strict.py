@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -68,3 +69,11 @@ def require_shares(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(0 <= value < 1, f"config: {name} must lie in [0, 1), got {value}; use 0.0 for none")
+
+
+def field_types(config: type) -> dict[str, Any]:
+    """The fields of a config class with their types: its own, and those it inherits inside the library."""
+    kinds = [kind for kind in reversed(config.__mro__) if kind.__module__.startswith("mapformers.")]
+    return {
+        name: hint for kind in kinds for name, hint in inspect.get_annotations(kind, eval_str=True).items()
+    }

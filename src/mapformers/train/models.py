@@ -1,6 +1,5 @@
 """The model that a preset asks for: its config, checked, and its size without memory."""
 
-import inspect
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -10,13 +9,19 @@ from mapformers.core.errors import MapformersError, require, require_known
 from mapformers.train.presets import Preset, coerce
 from mapformers.train.tasks import task_of
 
-CONFIGS = {"mapformer": "MapformerConfig", "perceiver": "PerceiverConfig"}
+CONFIGS = {
+    "mapformer": "MapformerConfig",
+    "perceiver": "PerceiverConfig",
+    "perceiver-ar": "PerceiverARConfig",
+}
 CLASSES = {
     ("mapformer", "language-model"): "MapformerForCausalLM",
     ("mapformer", "answers"): "MapformerForCausalLM",
     ("mapformer", "classification"): "MapformerForSequenceClassification",
     ("mapformer", "forecasting"): "MapformerForForecasting",
     ("mapformer", "translation"): "MapformerForSeq2SeqLM",
+    ("perceiver-ar", "language-model"): "PerceiverARForCausalLM",
+    ("perceiver-ar", "answers"): "PerceiverARForCausalLM",
     ("perceiver", "classification"): "PerceiverForClassification",
 }
 
@@ -38,9 +43,11 @@ def config_of(preset: Preset, data: Path | None = None) -> Any:
     data   the folder with the data of the run; None = before there is one
     Raises MapformersError for unknown fields, wrong types, and layers that cannot be built.
     """
+    from mapformers.models.strict import field_types
+
     model_class(preset)
     config = getattr(import_module("mapformers.models"), CONFIGS[preset.architecture])
-    hints = inspect.get_annotations(config, eval_str=True)  # its own fields, not those of transformers
+    hints = field_types(config)  # not those of transformers
     fields = task_of(preset).model_fields(preset, data)
     plain = {"initializer_seed": preset.training.seed, **fields}
     for key, value in preset.model.items():

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from mapformers.core.errors import require
+from mapformers.models.strict import field_types
 from mapformers.train import folder as folders
 from mapformers.train.callbacks import Centroids, Metrics, MetricsFile, Validation
 from mapformers.train.checkpoint import remove_incomplete
@@ -179,14 +180,17 @@ def _start(preset: Preset, config: Any) -> Any:
 def _extent(config: Any) -> str:
     """How deep a model is."""
     if hasattr(config, "latents"):
-        return f"{config.latents} latents, {config.blocks} blocks of {config.depth} layers"
+        depth = (
+            f"{config.blocks} blocks of {config.depth}" if hasattr(config, "blocks") else len(config.layers)
+        )
+        return f"{config.latents} latents, {depth} layers"
     return f"{len(config.layers)} layers, length {config.max_position_embeddings:,}"
 
 
 def _reload(preset: Preset, folder: Path, config: Any) -> Any:
     """The model of a checkpoint, which must be the one the run asks for."""
     model = model_class(preset).from_pretrained(folder)
-    for name in type(config).__annotations__:
+    for name in field_types(type(config)):
         held, asked = getattr(model.config, name, None), getattr(config, name, None)
         require(
             held == asked,

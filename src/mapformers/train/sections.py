@@ -126,7 +126,7 @@ DATA: dict[str, type] = {
     "translation": PairsData,
     "forecasting": SeriesData,
 }
-ARCHITECTURES = ("mapformer", "perceiver")
+ARCHITECTURES = ("mapformer", "perceiver", "perceiver-ar")
 
 
 def require_task(task: str, architecture: str) -> None:

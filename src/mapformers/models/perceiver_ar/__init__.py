@@ -1,0 +1,1 @@
+"""Perceiver AR as a transformers model."""
