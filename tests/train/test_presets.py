@@ -17,6 +17,7 @@ STUDIES = (
     "capsule-small",
     "forecast",
     "image-classification",
+    "image-generation",
     "lazyformer-small",
     "listops",
     "mqar",

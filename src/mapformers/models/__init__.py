@@ -12,6 +12,7 @@ _HOME = {
     "MapformerCausalLMOutput": "causal_lm",
     "MapformerForForecasting": "forecasting",
     "MapformerForecastOutput": "forecasting",
+    "MapformerForImageGeneration": "image_generation",
     "MapformerForMaskedLM": "masked_lm",
     "mask_tokens": "masked_lm",
     "MapformerForSeq2SeqLM": "seq2seq",

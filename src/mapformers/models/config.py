@@ -18,7 +18,7 @@ from mapformers.models.adapters.options import input_options
 from mapformers.models.layers import LAYER_KEYS, PORTS, build_block
 from mapformers.models.strict import refuse_unknown, require_positive, require_shares, with_one_error_type
 
-POSITIONS = ("none", "sinusoidal")
+POSITIONS = ("none", "sinusoidal", "axial")
 
 
 @with_one_error_type
@@ -35,7 +35,8 @@ class MapformerConfig(PreTrainedConfig):
     max_position_embeddings  the length the model is trained at; not a limit
     input                    adapter of pictures, sound or points for classes, such as
                              {kind: grid, shape: [8, 8]}; None = tokens
-    positions                added to the embeddings: none, or sinusoidal for layers without rotary ones
+    positions                added to the embeddings: none; sinusoidal, for layers without rotary ones; axial,
+                             learned rows, columns and channels of image_shape = [height, width, channels]
     initializer_seed         all weights are drawn from a generator with this seed
     auxiliary_weights        weight of each auxiliary loss in the loss of training
 
@@ -61,6 +62,7 @@ class MapformerConfig(PreTrainedConfig):
     causal: bool = True
     rotary: bool = True
     positions: str = "none"
+    image_shape: list[int] | None = None
     rotary_base: float | int = 10000.0
     residual_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
@@ -143,6 +145,15 @@ class MapformerConfig(PreTrainedConfig):
         require_known("config", "activation", self.activation, ACTIVATIONS)
         require_known("config", "norm", self.norm, NORMS)
         require_known("config", "positions", self.positions, POSITIONS)
+        shape = self.image_shape
+        require(
+            (self.positions == "axial") == (shape is not None),
+            f"config: image_shape goes with positions=axial, got {shape} and {self.positions}; give both",
+        )
+        require(
+            shape is None or (len(shape) == 3 and min(shape) >= 1),
+            f"config: image_shape must be [height, width, channels], got {shape}; give three sizes",
+        )
         require_shares(self, "residual_dropout", "attention_dropout", "embedding_dropout")
         for name, weight in self.auxiliary_weights.items():
             require_known("config", "auxiliary loss", name, (*loss_names(), *policy_names()))

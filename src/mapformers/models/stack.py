@@ -77,6 +77,14 @@ class MapformerModel(MapformerPreTrainedModel):
         width = config.token_size if self.input is None else self.input.channels
         same = width == config.hidden_size
         self.embed_projection = nn.Identity() if same else linear(width, config.hidden_size, generator)
+        shape = config.image_shape
+        self.axes = (
+            None
+            if shape is None
+            else nn.ParameterList(
+                nn.Parameter(normal((size, config.hidden_size), generator, EMBEDDING_SCALE)) for size in shape
+            )
+        )
         self.embed_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(
             MapformerLayer(build_block(config, layer, seed))
@@ -177,7 +185,17 @@ class MapformerModel(MapformerPreTrainedModel):
         """x [B, N, dim] with its positions [B or 1, N], where these do not come by rotation."""
         if self.config.positions == "none":
             return x
+        if self.axes is not None:
+            return x + self._axial(positions)
         return x + (SINUSOID_SCALE * sinusoid(positions, x.shape[-1])).to(x.dtype)
+
+    def _axial(self, positions: Tensor) -> Tensor:
+        """[B or 1, N, dim] of places in raster order, channels innermost; beyond the image its end."""
+        assert self.axes is not None
+        height, width, channels = self.config.image_shape or (1, 1, 1)
+        place = positions.clamp(max=height * width * channels - 1)
+        index = (place // (width * channels), place // channels % width, place % channels)
+        return sum(table[i] for table, i in zip(self.axes, index, strict=True))  # type: ignore[return-value]
 
     def _look_up(self, input_ids: Tensor) -> Tensor:
         try:

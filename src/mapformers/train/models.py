@@ -19,6 +19,7 @@ CLASSES = {
     ("mapformer", "answers"): "MapformerForCausalLM",
     ("mapformer", "classification"): "MapformerForSequenceClassification",
     ("mapformer", "forecasting"): "MapformerForForecasting",
+    ("mapformer", "image-generation"): "MapformerForImageGeneration",
     ("mapformer", "translation"): "MapformerForSeq2SeqLM",
     ("perceiver-ar", "language-model"): "PerceiverARForCausalLM",
     ("perceiver-ar", "answers"): "PerceiverARForCausalLM",

@@ -3,6 +3,7 @@
 from mapformers.train.answers import Answers
 from mapformers.train.classification import Classification
 from mapformers.train.forecasting import Forecasting
+from mapformers.train.image_generation import ImageGeneration
 from mapformers.train.language_model import LanguageModel
 from mapformers.train.presets import Preset
 from mapformers.train.task import Task
@@ -13,6 +14,7 @@ TASKS: dict[str, Task] = {
     "answers": Answers(),
     "classification": Classification(),
     "forecasting": Forecasting(),
+    "image-generation": ImageGeneration(),
     "translation": Translation(),
 }
 
