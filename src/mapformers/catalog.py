@@ -6,6 +6,7 @@ from mapformers.blocks.binary_tree import BinaryTreeBlock
 from mapformers.blocks.etc import EtcBlock
 from mapformers.blocks.lazyformer import LazyformerBlock
 from mapformers.blocks.luna import LunaBlock
+from mapformers.blocks.perceiver import PerceiverBlock
 from mapformers.blocks.poolingformer import PoolingformerBlock
 from mapformers.blocks.reversible import ReversibleBlock
 from mapformers.blocks.set_attention import InducedSetBlock
@@ -124,6 +125,7 @@ BLOCKS = (
     ReversibleBlock,
     PoolingformerBlock,
     LunaBlock,
+    PerceiverBlock,
     InducedSetBlock,
 )
 

@@ -181,6 +181,11 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         "reversible(attention='routing(clusters=4, window=6):2 + band:2', activation=geglu, hidden=40)",
     ),
     "luna": ("luna(length=4)", "luna(length=3, activation=geglu, hidden=40)"),
+    "perceiver": (
+        "perceiver(latents=4)",
+        "perceiver(latents=3, depth=2, attention='routing(clusters=2, window=2)', hidden=40)",
+        "perceiver(latents=70, depth=0)",
+    ),
     "poolingformer": (
         "poolingformer(window=3, second_window=9, kernel=3, stride=2)",
         "poolingformer(window=0, second_window=70, kernel=2, stride=5, pooling=convolution)",
@@ -353,6 +358,14 @@ CHANGES: dict[str, dict[str, tuple[dict[str, Any], Any]]] = {
         "activation": ({}, "relu"),
         "hidden": ({}, 24),
         "dropout": ({}, 0.5),
+    },
+    "perceiver": {
+        "latents": ({}, 3),
+        "depth": ({}, 0),
+        "attention": ({}, "band(window=1)"),
+        "activation": ({}, "relu"),
+        "hidden": ({}, 24),
+        "learned_start": ({}, False),
     },
     "luna": {
         "length": ({}, 3),

@@ -17,6 +17,7 @@ WHY = {
     "etc": "its global rows see all tokens",
     "star": "its relay sees all tokens",
     "induced_set": "elements of a set see all",
+    "perceiver": "latents read the whole sequence",
 }
 
 

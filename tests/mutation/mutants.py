@@ -330,6 +330,14 @@ ATTENTION_MUTANTS = (
         "luna",
     ),
     Mutant(
+        "perceiver reads padding",
+        "blocks/perceiver.py",
+        "context_is_real=real",
+        "context_is_real=None",
+        suite("blocks.py"),
+        "perceiver",
+    ),
+    Mutant(
         "post-norm forgets its first norm",
         "blocks/transformer.py",
         "            x = self.attention_norm(x)\n",
