@@ -13,17 +13,17 @@ README = ROOT / "README.md"
 TARGETS = {"make"}  # blocks of make targets: checked, not run
 
 # What makes a training run small enough for a test. The commands of the README stay as they are otherwise.
-SMALL = [
-    "model.hidden_size=16",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=32",
-    "model.layers=[{attention: band(window=8)}, {attention: routing(clusters=2):1 + band(window=8):1}]",
-    "data.context=64",
-    "data.batch=2",
-    "training.max_steps=3",
-    "training.eval_every=3",
-    "training.save_every=2",
-]
+SHORT = ["data.batch=2", "training.max_steps=3", "training.eval_every=3", "training.save_every=2"]
+NARROW = ["model.hidden_size=16", "model.num_attention_heads=2", "model.intermediate_size=32"]
+FEW = ["data.train_examples=40", "data.valid_examples=4", "data.test_examples=4"]
+LAYERS = "model.layers=[{attention: band(window=8)}, {attention: routing(clusters=2):1 + band(window=8):1}]"
+SMALL = {
+    "image-classification": ["model.latents=4", "model.latent_size=16"],
+    "text-classification": NARROW,
+    "translation": [*NARROW, *FEW],
+    "forecast": NARROW,
+}
+LANGUAGE = [*NARROW, LAYERS, "data.context=64"]  # of all other presets
 
 
 def commands(block: Block) -> list[list[str]]:
@@ -35,7 +35,8 @@ def shrunk(words: list[str]) -> list[str]:
     """The command with settings that make its training small; a resumed run keeps those it has."""
     if words[0] != "train" or "--resume" in words:
         return words
-    settings = [word for setting in SMALL for word in ("--set", setting)]
+    small = [*SHORT, *SMALL.get(words[1], LANGUAGE)]
+    settings = [word for setting in small for word in ("--set", setting)]
     if "--max-steps" in words:
         place = words.index("--max-steps")
         words = words[:place] + words[place + 2 :]
@@ -49,6 +50,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (folder / "book.txt").write_text(text * 4, encoding="utf-8")
     (folder / "letter.txt").write_text(text[:700], encoding="utf-8")
+    for label, word in (("good", "fine"), ("bad", "awful")):
+        (folder / "reviews" / label).mkdir(parents=True)
+        for i in range(12):
+            (folder / "reviews" / label / f"{i}.txt").write_text(f"{word} " * (i + 1), encoding="utf-8")
     return folder
 
 
