@@ -183,9 +183,16 @@ def _preset_text(facts: dict[str, Any]) -> str:
         lines += [f"  {key} = {value}" for key, value in values.items()]
     if facts["deviations"]:
         lines += ["deviations from what was published", *(f"  - {text}" for text in facts["deviations"])]
-    return "\n".join([*lines, f"start it: mapformers train {facts['name']} --output runs/{facts['name']}"])
+    lines.append(f"start it: mapformers train {facts['name']} --output runs/{facts['name']}")
+    return "\n".join(_wrapped(line) for line in lines)
+
+
+def _wrapped(line: str) -> str:
+    """A line of at most 80 columns; what does not fit goes on below, further in."""
+    inset = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, 80, subsequent_indent=inset, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(name: str, summary: str) -> str:
     """A line of `list`; what does not fit into 80 columns goes on below."""
-    return textwrap.fill(f"  {name:<20} {summary}", width=80, subsequent_indent=" " * 23)
+    return textwrap.fill(f"  {name:<21} {summary}", width=80, subsequent_indent=" " * 24)

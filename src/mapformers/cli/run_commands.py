@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
-SOURCES = "stdlib (Python's own library), a file, a folder, a glob in quotes, or hf:NAME[,CONFIG]"
+SOURCES = "for text: stdlib (Python's own library), a file, a folder, a glob in quotes, or hf:NAME[,CONFIG]"
 
 
 def train(
     preset: Annotated[
         str | None, typer.Argument(help="demo, laptop, ... (mapformers list)", show_default=False)
     ] = None,
-    data: Annotated[str | None, typer.Option(help=SOURCES + " [default: stdlib]", metavar="SOURCE")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help=SOURCES + "; what else a preset reads says the README", metavar="SOURCE"),
+    ] = None,
     output: Annotated[Path, typer.Option(help="the run folder to make", metavar="DIR")] = Path("run"),
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="change one setting", metavar="KEY=VALUE")
@@ -30,7 +33,8 @@ def train(
         Path | None, typer.Option("--from", help="start with the weights of this run", metavar="RUN")
     ] = None,
     attention: Annotated[
-        str | None, typer.Option(help="put this attention into every layer (mapformers list)", metavar="SPEC")
+        str | None,
+        typer.Option(help="put this attention wherever it can stand (mapformers list)", metavar="SPEC"),
     ] = None,
     stage: Annotated[int, typer.Option(help="of a recipe in stages (longformer-text8)", metavar="N")] = 1,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from mapformers.core.errors import require, require_known
 from mapformers.tasks.examples import Examples
+from mapformers.tasks.grammar import Grammar
 from mapformers.tasks.labelled import Labelled
 from mapformers.tasks.listops import ListOps
 from mapformers.tasks.pathfinder import Pathfinder
@@ -36,7 +38,30 @@ def _tones(task: Any, size: int, generator: torch.Generator) -> Rows:
     return [row.numpy()[:, None].astype(np.float32) for row in made.samples], made.target.tolist()
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """Sentences of the made-up language of tasks/grammar.py: does the verb at the end agree with its subject?
+
+    Half of them, class 0, have the verb of the other number. What tells stands at the other end.
+    """
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[list[str], list[int]]:
+        """Sentences and classes out of the generator."""
+        right = torch.randint(2, (size,), generator=generator).tolist()
+        sentences = [target for _, target in Grammar().pairs(size, generator)]
+        return [
+            sentence if fine else sentence[:-2] + {"is": "en", "en": "is"}[sentence[-2:]]
+            for sentence, fine in zip(sentences, right, strict=True)
+        ], right
+
+
+def _agreement(task: Any, size: int, generator: torch.Generator) -> Rows:
+    sentences, labels = task.batch(size, generator)
+    return [np.frombuffer(sentence.encode(), dtype=np.uint8) for sentence in sentences], labels
+
+
 GENERATORS: dict[str, tuple[type, Callable[[Any, int, torch.Generator], Rows]]] = {
+    "agreement": (Agreement, _agreement),
     "listops": (ListOps, _listops),
     "pathfinder": (Pathfinder, _pathfinder),
     "tones": (Tones, _tones),

@@ -31,7 +31,7 @@ class LanguageData:
 class LabelledData:
     """Examples with classes: texts, images, sounds, point sets, or a generator.
 
-    source     as in tasks/labelled.py, or the name of a generator: listops, pathfinder, tones
+    source     as in tasks/labelled.py, or the name of a generator: agreement, listops, pathfinder, tones
     size       images are resized to size x size; None = as they are
     longest    longer rows are cut; None = none is cut
     options    of the generator
