@@ -50,6 +50,7 @@ def horizon(steps: int, context: int, known: int) -> tuple[str, ...]:
         f"data.context={context}",
         f"data.known={known}",
         "data.borders=[8640, 2880, 2880]",
+        "training.max_steps=300",
     )
 
 

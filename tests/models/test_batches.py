@@ -1,9 +1,11 @@
 """Every kind of model: a batch in parts gives the gradients of the whole; a row alone is the same."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from mapformers.models.classification import MapformerForSequenceClassification
 from mapformers.models.forecasting import MapformerForForecasting
@@ -124,3 +126,51 @@ def test_a_row_alone_is_the_row_in_the_batch(kind: str) -> None:
     for row in range(ROWS):
         alone = model(**part(batch, slice(row, row + 1))).logits
         assert_close(alone, whole[row : row + 1], "parity", kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_bit_comes_back(kind: str, tmp_path: Path) -> None:
+    model, batch = made()[kind]
+    model = model.eval()
+    batch = {name: x.float() if x.is_floating_point() else x for name, x in batch.items()}
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    one, two = model.state_dict(), again.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert torch.equal(model(**batch).logits, again(**batch).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_trainer_goes_on_as_if_it_had_not_stopped(kind: str, tmp_path: Path) -> None:
+    """Four steps with transformers' own Trainer, and two steps, a checkpoint, and two more."""
+
+    def run(folder: Path, steps: int, resume: str | None) -> dict[str, torch.Tensor]:
+        model, batch = made()[kind]
+        rows = [
+            {name: x[i].float() if x.is_floating_point() else x[i] for name, x in batch.items()}
+            for i in range(ROWS)
+        ]
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=steps,
+            save_steps=2,
+            per_device_train_batch_size=2,
+            lr_scheduler_type="constant",
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            use_cpu=True,
+        )
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    whole = run(tmp_path / "whole", 4, None)
+    run(tmp_path / "half", 2, None)
+    again = run(tmp_path / "half", 4, str(tmp_path / "half" / "checkpoint-2"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)

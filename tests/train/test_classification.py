@@ -98,7 +98,9 @@ def test_eval_says_what_the_results_say(finished: Path) -> None:
     with pytest.raises(MapformersError, match="--prefix-only is for language models"):
         assess(finished, Asked(positions=3))
     with pytest.raises(MapformersError, match="must write text, got the task classification"):
-        open_run(finished).task.generate(load_trained(finished).model, Prompt("a", 3, 0.0, 0, print))
+        open_run(finished).task.generate(
+            load_trained(finished).model, finished / "data", Prompt("a", 3, 0.0, 0, print)
+        )
 
 
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:

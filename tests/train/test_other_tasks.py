@@ -9,12 +9,13 @@ import torch
 
 from mapformers.core.errors import MapformersError
 from mapformers.tasks.grammar import Grammar
+from mapformers.tasks.tokens import Tokens
 from mapformers.train.assess import as_text, assess
 from mapformers.train.loading import load_trained
 from mapformers.train.presets import load_preset, with_attention
 from mapformers.train.run import Request, train
 from mapformers.train.task import Asked, Prompt
-from mapformers.train.translation import END, collate
+from mapformers.train.translation import collate
 
 QUICK = (
     "training.max_steps=4",
@@ -35,6 +36,13 @@ SMALL: dict[str, tuple[str, ...]] = {
         "model.layers=[{attention: full, cross: 'routing(clusters=2)'}]",
     ),
     "forecast": ("data.context=24", "data.known=12", "data.horizon=6", "data.borders=[300, 40, 50]"),
+    "masked-bytes": (
+        "data.context=32",
+        "data.train_bytes=4000",
+        "data.valid_bytes=200",
+        "data.test_bytes=300",
+        "model.layers=[{attention: 'band(window=4)'}]",
+    ),
     "image-generation": (
         "data.train_examples=40",
         "data.valid_examples=5",
@@ -42,8 +50,14 @@ SMALL: dict[str, tuple[str, ...]] = {
         "model.layers=[{attention: 'band(window=4)'}]",
     ),
 }
-SCORES = {"translation": "exact_match", "forecast": "mse", "image-generation": "bits_per_dim"}
+SCORES = {
+    "masked-bytes": "bits_per_hidden_byte",
+    "translation": "exact_match",
+    "forecast": "mse",
+    "image-generation": "bits_per_dim",
+}
 BASELINES = {
+    "masked-bytes": {"how often each byte occurs"},
     "translation": {"the source as it is"},
     "forecast": {"repeat the last day", "repeat the last value", "mean of train"},
     "image-generation": {"values anywhere", "values at their place"},
@@ -91,11 +105,11 @@ def test_what_generate_makes(finished: Path) -> None:
     prompt = Prompt(
         "the old dog sees a king" if finished.name == "translation" else "", 12, 1.0, 0, written.append
     )
-    if finished.name == "forecast":
+    if finished.name in ("forecast", "masked-bytes"):
         with pytest.raises(MapformersError, match="must write text"):
-            trained.run.task.generate(trained.model, prompt)
+            trained.run.task.generate(trained.model, trained.run.data, prompt)
         return
-    trained.run.task.generate(trained.model, prompt)
+    trained.run.task.generate(trained.model, trained.run.data, prompt)
     assert written
     if finished.name == "image-generation":
         assert [len(line) for line in written[0].splitlines()] == [16] * 8
@@ -124,10 +138,12 @@ def test_a_batch_of_pairs_by_hand() -> None:
     def bytes_of(text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), dtype=np.uint8)
 
-    made = collate([(bytes_of("ab"), bytes_of("c")), (bytes_of("d"), bytes_of("ef"))])
+    tokens = Tokens()
+    made = collate([(bytes_of("ab"), bytes_of("c")), (bytes_of("d"), bytes_of("ef"))], tokens)
+    assert (tokens.pad, tokens.start, tokens.end, tokens.vocabulary) == (256, 257, 258, 259)
     assert made["input_ids"].tolist() == [[97, 98], [100, 256]]
     assert made["attention_mask"].tolist() == [[1, 1], [1, 0]]
-    assert made["labels"].tolist() == [[99, END, -100], [101, 102, END]]
+    assert made["labels"].tolist() == [[99, 258, -100], [101, 102, 258]]
 
 
 def test_files_of_ones_own(tmp_path: Path) -> None:
@@ -143,6 +159,34 @@ def test_files_of_ones_own(tmp_path: Path) -> None:
         assess(tmp_path / "f", Asked(data=str(tmp_path / "y.csv")))
     train(request("forecast", tmp_path / "g", "data.target=b", data=str(tmp_path / "x.csv")))
     assert load_trained(tmp_path / "g").model.options.channels == 1
+
+
+def words_of(folder: Path) -> Path:
+    """A tokenizer of whole words, trained on the grammar."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pairs = Grammar().pairs(500, torch.Generator().manual_seed(0))
+    tokenizer.train_from_iterator(
+        (side for pair in pairs for side in pair), trainers.WordLevelTrainer(special_tokens=["?"])
+    )
+    tokenizer.save(str(folder / "words.json"))
+    return folder / "words.json"
+
+
+def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
+    path = words_of(tmp_path)
+    tokens = Tokens.named(str(path))
+    sentence = "leai kelai uno taso viden"
+    assert tokens.decode(tokens.encode(sentence)) == sentence
+    assert len(tokens.encode(sentence)) == 5
+    train(request("translation", tmp_path / "run", f"data.tokenizer={path}", "data.longest=30"))
+    path.unlink()  # the run has a copy
+    assert load_trained(tmp_path / "run").model.config.vocab_size == tokens.vocabulary
+    assert assess(tmp_path / "run")["examples"] == 4
+    with pytest.raises(MapformersError, match="tokenizer must be"):
+        train(request("translation", tmp_path / "other", f"data.tokenizer={tmp_path / 'none.json'}"))
 
 
 def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ STUDIES = (
     "image-generation",
     "lazyformer-small",
     "listops",
+    "masked-bytes",
     "mqar",
     "multi-query-small",
     "passkey",
@@ -36,6 +37,8 @@ PUBLISHED = (
     "informer-etth1",
     "listops-lra",
     "longformer-text8",
+    "perceiver-bytes",
+    "perceiver-imagenet",
     "reformer-enwik8",
     *ROUTING,
     "sparse-enwik8",
@@ -86,7 +89,7 @@ def test_published_sizes(name: str, layers: int, sizes: tuple[int, int | None, i
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("bp-enwik8", 38), ("sparse-enwik8", 95)],  # as the papers count them
+    [("bp-enwik8", 38), ("sparse-enwik8", 95), ("perceiver-bytes", 201), ("perceiver-imagenet", 45)],
 )
 def test_published_numbers_of_parameters(name: str, millions: int) -> None:
     assert round(parameter_count(load_preset(name)) / 1e6) == millions

@@ -42,12 +42,10 @@ def train(
 
     \b
     Examples:
-      mapformers train demo --data stdlib --output runs/demo
       mapformers train laptop --data book.txt --output runs/book --set data.context=1024
-      mapformers train --output runs/demo --resume
+      mapformers train --output runs/book --resume
       mapformers train image-classification --data photos/ --output runs/photos
       mapformers train listops --attention "bigbird(block=16)" --output runs/bigbird
-      mapformers train demo --data letters.txt --from runs/demo --output runs/letters
       torchrun --nproc-per-node 2 -m mapformers.cli train demo --output runs/two
     """
     from mapformers.train.run import Request
@@ -128,7 +126,7 @@ def generate(
     trained = load_trained(run)
     write(prompt)
     asked = Prompt(prompt, max_new_tokens, temperature, seed, write)
-    trained.run.task.generate(trained.model, asked)
+    trained.run.task.generate(trained.model, trained.run.data, asked)
     write("\n")
 
 

@@ -51,7 +51,7 @@ class Classification(Task):
     def model_fields(self, preset: Preset, folder: Path | None) -> dict[str, Any]:
         """Classes by name, and the adapter of what is read where the preset names none."""
         facts = None if folder is None else facts_of(folder)
-        names = ["0", "1"] if facts is None else facts["classes"]
+        names = facts["classes"] if facts else [str(i) for i in range(preset.data.classes or 2)]
         fields: dict[str, Any] = {"id2label": dict(enumerate(names))}
         fields["label2id"] = {name: number for number, name in enumerate(names)}
         if preset.architecture == "mapformer":
@@ -146,6 +146,11 @@ def collate(rows: list[tuple[np.ndarray, int]]) -> dict[str, Tensor]:
 def write_labelled(found: Labelled, preset: Preset, folder: Path) -> None:
     """The splits of a labelled source, cut as the preset says, and facts.json."""
     data = preset.data
+    require(
+        data.classes in (None, len(found.classes)),
+        f"data: {data.source} must have data.classes={data.classes} classes, got {len(found.classes)}; leave "
+        "classes out",
+    )
     caps = {"train": data.train_examples, "valid": data.valid_examples, "test": data.test_examples}
     digest, splits = hashlib.sha256(), {}
     for name in SPLITS:

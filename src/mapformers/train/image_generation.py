@@ -128,7 +128,7 @@ class ImageGeneration(Task):
         """Nats and bits."""
         return f"loss {loss:.3f}  {loss / math.log(2):.3f} bits/dim"
 
-    def generate(self, model: nn.Module, prompt: Prompt) -> None:
+    def generate(self, model: nn.Module, folder: Path, prompt: Prompt) -> None:
         """An image as text, brighter = denser. It takes no prompt."""
         require(not prompt.text, "generate: images take no --prompt, got one; leave it out")
         prompt.write(_drawings(model, 1, prompt.seed, prompt.temperature))

@@ -149,7 +149,7 @@ class LanguageModel(Task):
         """Bytes."""
         return int(inputs["input_ids"].numel())
 
-    def generate(self, model: nn.Module, prompt: Prompt) -> None:
+    def generate(self, model: nn.Module, folder: Path, prompt: Prompt) -> None:
         """Bytes behind the prompt, as the model makes them."""
         generate_bytes(model, prompt.text, prompt.count, prompt.temperature, prompt.seed, prompt.write)
 

@@ -20,6 +20,8 @@ CLASSES = {
     ("mapformer", "classification"): "MapformerForSequenceClassification",
     ("mapformer", "forecasting"): "MapformerForForecasting",
     ("mapformer", "image-generation"): "MapformerForImageGeneration",
+    ("mapformer", "masked-language-model"): "MapformerForMaskedLM",
+    ("perceiver", "masked-language-model"): "PerceiverForMaskedLM",
     ("mapformer", "translation"): "MapformerForSeq2SeqLM",
     ("perceiver-ar", "language-model"): "PerceiverARForCausalLM",
     ("perceiver-ar", "answers"): "PerceiverARForCausalLM",

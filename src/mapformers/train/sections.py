@@ -35,6 +35,7 @@ class LabelledData:
     size       images are resized to size x size; None = as they are
     longest    longer rows are cut; None = none is cut
     options    of the generator
+    classes    how many there must be; None = as many as there are
     permute    put the places of every row into one random order, the same for all
     """
 
@@ -48,9 +49,10 @@ class LabelledData:
     test_examples: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     permute: bool = False
+    classes: int | None = None
 
     def __post_init__(self) -> None:
-        _positive("data", self, "batch", "size", "longest")
+        _positive("data", self, "batch", "size", "longest", "classes")
         _positive("data", self, "train_examples", "valid_examples", "test_examples")
 
 
@@ -79,7 +81,10 @@ class PairsData:
 
     source: str = "grammar"
     batch: int = 32
-    longest: int = 256  # bytes; longer pairs are left out of training, and refused in the other splits
+    tokenizer: str | None = None  # a tokenizer.json, or a name of the hub; None = bytes
+    longest: int = (
+        256  # bytes or tokens; longer pairs are left out of training, and refused in the other splits
+    )
     train_examples: int | None = None
     valid_examples: int | None = 200
     test_examples: int | None = 500
@@ -120,6 +125,7 @@ class SeriesData:
 # What a task reads; the tasks themselves stand in tasks.py.
 DATA: dict[str, type] = {
     "language-model": LanguageData,
+    "masked-language-model": LanguageData,
     "image-generation": LabelledData,
     "classification": LabelledData,
     "answers": AnswersData,

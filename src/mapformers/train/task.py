@@ -131,7 +131,7 @@ class Task(ABC):
         """How many of what is `counted` stand in a micro-batch."""
         return len(next(iter(inputs.values())))
 
-    def generate(self, model: nn.Module, prompt: Prompt) -> None:
+    def generate(self, model: nn.Module, folder: Path, prompt: Prompt) -> None:
         """What a model makes of a prompt. Raises MapformersError where it makes nothing."""
         name = type(self).__name__.lower()
         require(False, f"generate: RUN must write text, got the task {name}; see mapformers eval")

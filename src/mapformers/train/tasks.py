@@ -5,6 +5,7 @@ from mapformers.train.classification import Classification
 from mapformers.train.forecasting import Forecasting
 from mapformers.train.image_generation import ImageGeneration
 from mapformers.train.language_model import LanguageModel
+from mapformers.train.masked_language_model import MaskedLanguageModel
 from mapformers.train.presets import Preset
 from mapformers.train.task import Task
 from mapformers.train.translation import Translation
@@ -15,6 +16,7 @@ TASKS: dict[str, Task] = {
     "classification": Classification(),
     "forecasting": Forecasting(),
     "image-generation": ImageGeneration(),
+    "masked-language-model": MaskedLanguageModel(),
     "translation": Translation(),
 }
 

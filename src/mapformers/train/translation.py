@@ -1,7 +1,8 @@
-"""The task translation: bytes of one sentence to those of another, scored by exact matches and BLEU."""
+"""The task translation: one sentence to another, by bytes or tokens, scored by exact matches and BLEU."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -16,14 +17,13 @@ from torch import Tensor, nn
 from mapformers.core.errors import require, require_known
 from mapformers.tasks.corpus import FACTS, write_text
 from mapformers.tasks.examples import Examples, load_examples
-from mapformers.tasks.pairs import Pair, Pairs, read_pairs
+from mapformers.tasks.pairs import Pairs, read_pairs
+from mapformers.tasks.tokens import Tokens
 from mapformers.train.classification import facts_of
 from mapformers.train.presets import Preset, preset_from
 from mapformers.train.shuffled import Shuffled
 from mapformers.train.task import Asked, Check, Feed, Prompt, Score, Task, refuse_language_options, table
 
-PAD, START, END = 256, 257, 258  # tokens behind the bytes
-VOCABULARY = 259
 GENERATED = 12_000  # pairs of the grammar, where the preset does not say
 BATCH = 64  # of a validation
 SPLITS = ("train", "valid", "test")
@@ -42,12 +42,14 @@ class Translation(Task):
         """The bytes of both sides of each split."""
         found, data = self._pairs(preset, preset.data.source), preset.data
         caps = {"train": data.train_examples, "valid": data.valid_examples, "test": data.test_examples}
-        digest, splits = hashlib.sha256(), {}
+        digest, splits, tokens = hashlib.sha256(), {}, Tokens.named(preset.data.tokenizer)
+        folder.mkdir(parents=True)
+        tokens.save(folder)
         for name in SPLITS:
             pairs = found.splits[name][: caps[name]]
-            self._check_lengths(preset, pairs)
             for side, place in (("source", 0), ("target", 1)):
-                rows = [np.frombuffer(pair[place].encode(), dtype=np.uint8) for pair in pairs]
+                rows = [tokens.encode(pair[place]) for pair in pairs]
+                self._check_lengths(preset, rows)
                 examples = Examples.of(rows, [0] * len(rows))
                 examples.save(folder / name / side)
                 digest.update(examples.values.tobytes())
@@ -72,20 +74,21 @@ class Translation(Task):
         )
 
     def model_fields(self, preset: Preset, folder: Path | None) -> dict[str, Any]:
-        """Bytes and three tokens more."""
+        """Bytes or tokens, and three more."""
+        tokens = Tokens.named(preset.data.tokenizer) if folder is None else Tokens.load(folder)
         return {
-            "vocab_size": VOCABULARY,
-            "pad_token_id": PAD,
-            "decoder_start_token_id": START,
-            "eos_token_id": END,
+            "vocab_size": tokens.vocabulary,
+            "pad_token_id": tokens.pad,
+            "decoder_start_token_id": tokens.start,
+            "eos_token_id": tokens.end,
             "max_position_embeddings": preset.data.longest,
         }
 
     def feed(self, preset: Preset, folder: Path) -> Feed:
         """Pairs in an order of their own for each pass."""
-        source, target = _sides(folder / "train")
+        source, target, tokens = *_sides(folder / "train"), Tokens.load(folder)
         rows = Shuffled(len(source), lambda i: (source.row(i), target.row(i)), preset.training.seed)
-        return Feed(rows, collate)
+        return Feed(rows, functools.partial(collate, tokens=tokens))
 
     def validate(self, model: nn.Module, preset: Preset, folder: Path) -> Check:
         """Exact matches, the loss, and a few translations."""
@@ -145,11 +148,11 @@ class Translation(Task):
             f'  mapformers generate {output} --prompt "the old dog sees a bird"',
         ]
 
-    def generate(self, model: nn.Module, prompt: Prompt) -> None:
+    def generate(self, model: nn.Module, folder: Path, prompt: Prompt) -> None:
         """The translation of the prompt."""
         require(bool(prompt.text), "generate: --prompt must hold a sentence, got none; say what to translate")
-        rows = [np.frombuffer(prompt.text.encode("utf-8", "surrogateescape"), dtype=np.uint8)]
-        prompt.write("\n" + translate(model, rows, prompt.count)[0])
+        tokens = Tokens.load(folder)
+        prompt.write("\n" + translate(model, [tokens.encode(prompt.text)], prompt.count, tokens)[0])
 
     def _pairs(self, preset: Preset, source: str) -> Pairs:
         data = preset.data
@@ -158,26 +161,27 @@ class Translation(Task):
         made = GENERATED if None in asked else int(1.1 * max(asked[0] / 0.8, asked[1] / 0.1, asked[2] / 0.1))
         return read_pairs(source, made, preset.training.seed)
 
-    def _check_lengths(self, preset: Preset, pairs: list[Pair]) -> None:
-        longest, limit = max(len(side.encode()) for pair in pairs for side in pair), preset.data.longest
+    def _check_lengths(self, preset: Preset, rows: list[np.ndarray]) -> None:
+        longest, limit = max(map(len, rows)), preset.data.longest
+        unit = "bytes" if preset.data.tokenizer is None else "tokens"
         require(
             longest <= limit,
-            f"data: sentences must have at most data.longest={limit} bytes, got {longest}; raise it",
+            f"data: sentences must have at most data.longest={limit} {unit}, got {longest}; raise it",
         )
 
 
-def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
+def collate(rows: list[tuple[np.ndarray, np.ndarray]], tokens: Tokens) -> dict[str, Tensor]:
     """input_ids and attention_mask [B, M] of the sources; labels [B, N] of the targets with their end."""
-    source, mask = _padded([row for row, _ in rows], PAD)
-    labels, _ = _padded([np.append(row.astype(np.int64), END) for _, row in rows], -100)
+    source, mask = _padded([row for row, _ in rows], tokens.pad)
+    labels, _ = _padded([np.append(row.astype(np.int64), tokens.end) for _, row in rows], -100)
     return {"input_ids": source, "attention_mask": mask, "labels": labels}
 
 
 @torch.no_grad()
-def translate(model: Any, rows: list[np.ndarray], most: int) -> list[str]:
-    """Sources (bytes) to targets of at most `most` bytes, greedily."""
+def translate(model: Any, rows: list[np.ndarray], most: int, tokens: Tokens) -> list[str]:
+    """Sources to targets of at most `most` tokens, greedily."""
     device = next(model.parameters()).device
-    source, mask = _padded(rows, PAD)
+    source, mask = _padded(rows, tokens.pad)
     made = model.generate(
         source.to(device),
         attention_mask=mask.to(device),
@@ -187,8 +191,7 @@ def translate(model: Any, rows: list[np.ndarray], most: int) -> list[str]:
     )
     texts = []
     for row in made[:, 1:].tolist():
-        row = row[: row.index(END)] if END in row else row
-        texts.append(bytes(token for token in row if token < PAD).decode("utf-8", "replace"))
+        texts.append(tokens.decode(row[: row.index(tokens.end)] if tokens.end in row else row))
     return texts
 
 
@@ -209,18 +212,16 @@ def _translate_split(
     model: nn.Module, preset: Preset, folder: Path, asked: Asked | None = None
 ) -> tuple[list[str], list[str], list[str]]:
     """Translations, targets and sources of a split; sentences of like lengths go together."""
-    source, target = _sides(folder)
+    source, target, tokens = *_sides(folder), Tokens.load(folder.parent)
     order = np.argsort(np.diff(source.ends, prepend=0), kind="stable")
     made: dict[int, str] = {}
     most = target.longest() + 8  # a little more than any target, so that endless ones are cut
     for start in range(0, len(order), BATCH):
         part = [int(i) for i in order[start : start + BATCH]]
-        made |= dict(zip(part, translate(model, [source.row(i) for i in part], most), strict=True))
+        made |= dict(zip(part, translate(model, [source.row(i) for i in part], most, tokens), strict=True))
         if asked is not None and asked.tick is not None:
             asked.tick(len(made) / len(order))
-    wanted, sources = (
-        [bytes(side.row(i)).decode("utf-8", "replace") for i in range(len(side))] for side in (target, source)
-    )
+    wanted, sources = ([tokens.decode(side.row(i)) for i in range(len(side))] for side in (target, source))
     return [made[i] for i in range(len(order))], wanted, sources
 
 
