@@ -17,6 +17,13 @@ END = "<!-- made by tools/readme_results.py: end -->\n"
 LENGTHS = ("1024", "8192", "16384")
 RECALL = {"recall-64-8": "8 pairs in 64 tokens", "recall-256-32": "32 pairs in 256 tokens"}
 ROWS = {"full": "full", "routing": "routing", "random": "random clusters", "band": "band"}
+TASKS = {
+    "digits": "8 x 8 digits of scikit-learn, 189 of them held out; the second row sees pixels in a random order",
+    "tones": "Order of three tones in raw clips of 16,000 samples, pauses beyond the reach of bands; 500 held out",
+    "translation": "A made-up pair of languages, whole sentences right, 500 held out",
+    "forecast": "ETTh1, all seven columns, Informer's split, 300 steps of 32 windows, every test window",
+    "fashion": "Fashion-MNIST as 784 pixels, 12,000 training images, 10,000 held out",
+}
 FAMILY_LENGTHS = ("1024", "2048", "8192")
 
 
@@ -37,7 +44,7 @@ def more_tables() -> str:
     rows = {row: f"`{one['spec']}`" for row, one in newest("recall-64-8")["rows"].items()}
     parts = (family_speed("sparse"), family_speed("compact"), recall(rows), duplication())
     parts = (*parts, features(), capacity(), clusters(), set_regression())
-    return "\n\n".join((*parts, score_terms(), head_studies(), decode_heads())) + "\n"
+    return "\n\n".join((*parts, score_terms(), head_studies(), decode_heads(), *other_tasks())) + "\n"
 
 
 def score_terms() -> str:
@@ -72,6 +79,34 @@ def head_studies() -> str:
         + " of 256 tokens"
     )
     return table(title, ["model", "parameters", "bits per byte"], rows, found)
+
+
+def other_tasks() -> list[str]:
+    """Tasks beside language: each group of which there is a result."""
+    return [
+        task_group(name, title) for name, title in TASKS.items() if any(RESULTS.glob(f"*-tasks-{name}.json"))
+    ]
+
+
+def task_group(name: str, title: str) -> str:
+    """The rows of a group, and those that need no model."""
+    found = newest(f"tasks-{name}")
+    figures = found["figures"]
+    rows = {}
+    for row, one in found["summary"].items():
+        cells = [f"{one['parameters']:,}"]
+        cells += ["{mean:.3f} ± {standard_error:.3f}".format(**one[key]) for key in figures]
+        rows[row] = cells
+    for row, runs in found["runs"].items():
+        for other, figure in runs[0].get("naive", {}).items():
+            horizon = row.rpartition(", ")[2]
+            rows[f"{other}, {horizon}"] = ["", *(f"{figure[key]:.3f}" for key in figures)]
+        if "naive" not in runs[0]:
+            for other, value in runs[0]["baselines"].items():
+                rows[other] = ["", f"{value:.3f}", *([""] * (len(figures) - 1))]
+    seeds = len(next(iter(found["runs"].values())))
+    title = f"{title} ({seeds} seed{'s' if seeds > 1 else ''})"
+    return table(title, ["model", "parameters", *(key.replace("_", " ") for key in figures)], rows, found)
 
 
 def decode_heads() -> str:
