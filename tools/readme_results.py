@@ -18,8 +18,8 @@ LENGTHS = ("1024", "8192", "16384")
 RECALL = {"recall-64-8": "8 pairs in 64 tokens", "recall-256-32": "32 pairs in 256 tokens"}
 ROWS = {"full": "full", "routing": "routing", "random": "random clusters", "band": "band"}
 TASKS = {
-    "digits": "8 x 8 digits of scikit-learn, 189 of them held out; the second row sees pixels in a random order",
-    "tones": "Order of three tones in raw clips of 16,000 samples, pauses beyond the reach of bands; 500 held out",
+    "digits": "8 x 8 digits of scikit-learn, 189 held out; the second row sees pixels in a random order",
+    "tones": "Order of three tones in raw clips of 16,000 samples, pauses beyond the reach of bands; 500",
     "translation": "A made-up pair of languages, whole sentences right, 500 held out",
     "forecast": "ETTh1, all seven columns, Informer's split, 300 steps of 32 windows, every test window",
     "fashion": "Fashion-MNIST as 784 pixels, 12,000 training images, 10,000 held out",

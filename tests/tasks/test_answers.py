@@ -100,8 +100,9 @@ def test_tones_differ_in_their_order_alone() -> None:
 
 
 def test_a_pause_stands_between_tones() -> None:
-    made = draw(Tones(samples=3000, rate=4000, noise=0.0, silence=0.0, pause=0.1), 10).samples
-    quiet = (made.abs() == 0).view(10, 3, 1000)
+    made = draw(Tones(samples=3300, rate=4000, noise=0.0, silence=0.0, pause=1 / 11), 10).samples
+    assert bool((made[:, :300] == 0).all())
+    quiet = (made[:, 300:].abs() == 0).view(10, 3, 1000)
     assert bool(quiet[:, :, 700:].all())
     assert float(quiet[:, :, :700].double().mean()) < 0.01
 

@@ -30,6 +30,7 @@ VERBS = {
     "loves": "am", "helps": "jut", "paints": "pent", "forgets": "forg",
 }  # fmt: skip
 ADVERBS = {"today": "hod", "often": "oft", "never": "nenk", "again": "ree"}
+MANY = {{"child": "children", "fish": "fishes"}.get(noun, noun + "s"): noun for noun in NOUNS}
 ARTICLES = {"the": "le", "a": "un"}
 
 
@@ -78,7 +79,11 @@ class Grammar:
         plural, noun = draw.chance(self.plural), draw.one(list(NOUNS))
         article = "the" if plural else draw.one(list(ARTICLES))
         adjectives = [draw.one(list(ADJECTIVES))] if draw.chance(self.adjective) else []
-        words = [article, *adjectives, _many(noun) if plural else noun]
+        words = [
+            article,
+            *adjectives,
+            next(many for many, one in MANY.items() if one == noun) if plural else noun,
+        ]
         if clause:
             verb = draw.one(list(VERBS))
             words += ["that", verb[:-1] if plural else verb, *self._noun_phrase(draw, False)[0]]
@@ -132,10 +137,6 @@ def _verb(words: list[str], source: str) -> tuple[str, list[str]]:
         found in VERBS, f"grammar: sentence must have a verb there, got {word!r} in {source!r}; see VERBS"
     )
     return VERBS[found], words[1:]
-
-
-def _many(noun: str) -> str:
-    return {"child": "children", "fish": "fishes"}.get(noun, noun + "s")
 
 
 def _one(word: str) -> str:

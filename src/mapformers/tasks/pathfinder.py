@@ -6,6 +6,8 @@ Formula  two paths of `reach` steps of a pixel, whose heading turns a little wit
          none comes nearer to another, or to itself, than `apart` pixels; all are dashed, with gaps below half
          of that. Two discs mark both ends of the first path (class 1), or one end of each (class 0)
 Differs  The public generator drops the discs, so that its images cannot be solved; here they always stand.
+         The second path begins where another walk from the start of the first would have ended, with the
+         heading of that walk turned round: distance of the discs and headings at them do not tell the class.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor
 from mapformers.core.errors import require
 
 CANDIDATES = 16  # paths drawn for each that is taken
+DECOYS = 48  # the same for the second path, which has less freedom
 TURN = 0.35  # largest change of the heading in a step, in radians
 DASH, GAP = 2.2, 1.2  # pixels
 MARGIN = 2.5  # pixels between a path and the border
@@ -79,13 +82,16 @@ class Pathfinder:
         done: list[Tensor] = []
         count = 0
         for _ in range(ROUNDS):
-            long = [self._candidates(size, self.reach, generator)]
+            long = self._candidates(size, self.reach, generator)
             taken = torch.zeros(size, 0, 2, device=generator.device)
             kept: list[Tensor] = []
             fine = torch.ones(size, dtype=torch.bool, device=generator.device)
             for number in range(2 + self.distractors):
                 short = number >= 2
-                paths = self._candidates(size, self.reach // 3, generator) if short else long[0]
+                if number == 1:
+                    paths = self._decoys(kept[0], generator)
+                else:
+                    paths = self._candidates(size, self.reach // 3, generator) if short else long
                 chosen, found = self._pick(paths, taken)
                 fine = fine & found if not short else fine
                 chosen = chosen.masked_fill(~found[:, None, None], math.nan)
@@ -107,20 +113,29 @@ class Pathfinder:
     def _candidates(self, size: int, reach: int, generator: torch.Generator) -> Tensor:
         """[B, C, reach + 1, 2] walks; those that leave the image or meet themselves are NaN."""
         device, shape = generator.device, (size, CANDIDATES)
+        start = torch.rand(*shape, 2, generator=generator, device=device)
+        start = MARGIN + start * (self.size - 1 - 2 * MARGIN)
+        heading = 2 * math.pi * torch.rand(*shape, generator=generator, device=device)
+        return self._kept(_walk(start, heading, reach, generator))
 
-        def uniform(*more: int) -> Tensor:
-            return torch.rand(*shape, *more, generator=generator, device=device)
+    def _decoys(self, first: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, D, reach + 1, 2] walks that begin at the ends of others from the start of `first` [B, P, 2]."""
+        shape = (len(first), DECOYS)
+        start, step = first[:, 0], first[:, 1] - first[:, 0]
+        heading = torch.atan2(step[:, 1], step[:, 0])[:, None].expand(shape)
+        other = self._kept(_walk(start[:, None].expand(*shape, 2), heading, self.reach, generator))
+        back = other[:, :, -2] - other[:, :, -1]
+        heading = torch.atan2(back[..., 1], back[..., 0])
+        return self._kept(_walk(other[:, :, -1], heading, self.reach, generator))
 
-        start = MARGIN + uniform(1, 2) * (self.size - 1 - 2 * MARGIN)
-        turns = (2 * uniform(reach) - 1) * TURN
-        heading = 2 * math.pi * uniform(1) + turns.cumsum(-1)
-        steps = torch.stack([heading.cos(), heading.sin()], -1)
-        walk = torch.cat([start, start + steps.cumsum(-2)], -2)
+    def _kept(self, walk: Tensor) -> Tensor:
+        """The walks [B, C, P, 2]; those that leave the image or meet themselves become NaN."""
         inside = ((walk >= MARGIN) & (walk <= self.size - 1 - MARGIN)).flatten(2).all(-1)
-        index = torch.arange(reach + 1, device=device)
+        index = torch.arange(walk.shape[2], device=walk.device)
         far = (index[:, None] - index).abs() > 1.6 * self.apart
-        distances = torch.cdist(walk.flatten(0, 1), walk.flatten(0, 1)).unflatten(0, shape)
-        meets = ((distances < self.apart) & far).flatten(2).any(-1)
+        meets = torch.zeros_like(inside)
+        whole = walk[inside]  # [K, P, 2]
+        meets[inside] = ((torch.cdist(whole, whole) < self.apart) & far).flatten(1).any(-1)
         return walk.masked_fill(~(inside & ~meets)[..., None, None], math.nan)
 
     def _pick(self, paths: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,3 +174,12 @@ class Pathfinder:
         x, y = ends[..., 0, None, None], ends[..., 1, None, None]  # [B, 2, 1, 1]
         distance = ((axis - x).square() + (axis[:, None] - y).square()).sqrt()  # [B, 2, size, size]
         return (RADIUS + 0.5 - distance).clamp(0, 1).amax(1)
+
+
+def _walk(start: Tensor, heading: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """[B, C, reach + 1, 2] from start [B, C, 2]: a step along heading [B, C], then turns and steps."""
+    turns = torch.rand(*heading.shape, reach - 1, generator=generator, device=generator.device)
+    turns = torch.nn.functional.pad((2 * turns - 1) * TURN, (1, 0))
+    angles = heading[..., None] + turns.cumsum(-1)
+    steps = torch.stack([angles.cos(), angles.sin()], -1)
+    return torch.cat([start[:, :, None], start[:, :, None] + steps.cumsum(-2)], -2)

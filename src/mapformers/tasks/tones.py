@@ -28,7 +28,9 @@ class TonesBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Tones:
-    """samples of a clip, `rate` a second; shares of it: silence before the first tone, pause behind each."""
+    """samples of a clip, `rate` a second; shares of it: a pause before the first tone and behind each,
+    and up to `silence` more at the beginning.
+    """
 
     samples: int = 16_000
     tones: int = 3
@@ -55,9 +57,8 @@ class Tones:
         )
         require(0 <= self.silence < 1, f"tones: silence must lie in [0, 1), got {self.silence}; lower it")
         require(
-            0 <= self.pause < (1 - self.silence) / self.tones,
-            f"tones: pause must lie in [0, (1 - silence) / tones) = {(1 - self.silence) / self.tones:.3f}, "
-            f"got {self.pause}; lower it",
+            0 <= self.pause < (1 - self.silence) / (self.tones + 1),
+            f"tones: pause must lie below (1 - silence) / (tones + 1), got {self.pause}; lower it",
         )
         require(self.noise >= 0, f"tones: noise must be 0 or more, got {self.noise}; raise it")
 
@@ -71,7 +72,8 @@ class Tones:
         orders = torch.tensor(list(itertools.permutations(range(self.tones)))[: self.classes], device=device)
         target = torch.randint(len(orders), (size,), generator=generator, device=device)
         pitches = self.lowest * 2 ** (torch.arange(self.tones, device=device) / 2)  # half an octave apart
-        start = (uniform(size, 1) * self.silence * self.samples).floor()  # [B, 1]
+        # At least a pause before the first tone too: the border of the clip says nothing then.
+        start = ((self.pause + uniform(size, 1) * self.silence) * self.samples).floor()  # [B, 1]
         place = torch.arange(self.samples, device=device) - start  # [B, N] samples since the first tone
         length = (self.samples - start) / self.tones  # [B, 1] of a tone and the pause behind it
         index = (place / length).floor().clamp(0, self.tones - 1).long()  # which tone sounds
