@@ -50,7 +50,16 @@ def test_pairs_are_those_of_the_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    "sentence", ["", "dog sees", "the dog", "the dog sees", "the dog sees the king now", "the sees"]
+    "sentence",
+    [
+        "",
+        "dog sees",
+        "the dog",
+        "the dog sees",
+        "the dog sees the king now",
+        "the sees",
+        "the fishs see a king",
+    ],
 )
 def test_other_sentences_are_refused(sentence: str) -> None:
     with pytest.raises(MapformersError, match="grammar: sentence must"):

@@ -140,9 +140,8 @@ def _verb(words: list[str], source: str) -> tuple[str, list[str]]:
 
 
 def _one(word: str) -> str:
-    return {"children": "child", "fishes": "fish"}.get(
-        word, word if word in NOUNS else word.removesuffix("s")
-    )
+    """The one of which a noun says many; other words as they are."""
+    return MANY.get(word, word)
 
 
 class _Draw:
