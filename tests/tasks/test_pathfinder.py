@@ -81,6 +81,7 @@ def test_five_hundred_images_a_second() -> None:
     assert best >= 500
 
 
+@pytest.mark.slow
 def test_bad_sizes_are_named() -> None:
     for options in ({"size": 8}, {"reach": 40}, {"distractors": -1}, {"apart": 2.0}, {"apart": 9.0}):
         with pytest.raises(MapformersError, match="pathfinder"):

@@ -39,6 +39,7 @@ def test_labels_stand_behind_their_questions() -> None:
         assert len(tokens) == len(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", GENERATORS)
 def test_every_generator_trains(source: str, tmp_path: Path) -> None:
     options = {"passkey": "{length: 120}", "recall": "{pairs: 2, length: 32}"}.get(source, "{length: 32}")

@@ -117,6 +117,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(finished: Path, tmp_p
     assert lines == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:
     source = Path(open_run(finished).preset.data.source)
     train(request(finished.name, source, tmp_path / "run"))
@@ -136,6 +137,7 @@ def test_another_attention(tmp_path: Path) -> None:
         config_of(with_attention(load_preset("image-classification"), "bnd"))
 
 
+@pytest.mark.slow
 def test_a_permutation_is_the_same_for_all(tmp_path: Path) -> None:
     source = write_images(tmp_path / "x.npz")
     train(request("image-classification", source, tmp_path / "run", "data.permute=true"))

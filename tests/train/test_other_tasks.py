@@ -93,6 +93,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
         assess(finished, Asked(stride=3))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_it_had_not_stopped(finished: Path, tmp_path: Path) -> None:
     train(request(finished.name, tmp_path / "run", max_steps=2))
     train(Request(None, tmp_path / "run", max_steps=4, resume=True))
@@ -146,6 +147,7 @@ def test_a_batch_of_pairs_by_hand() -> None:
     assert made["labels"].tolist() == [[99, 258, -100], [101, 102, 258]]
 
 
+@pytest.mark.slow
 def test_files_of_ones_own(tmp_path: Path) -> None:
     left, right = Grammar().write(tmp_path / "pairs", 60, seed=1)
     train(request("translation", tmp_path / "t", data=f"{left},{right}"))
@@ -175,6 +177,7 @@ def words_of(folder: Path) -> Path:
     return folder / "words.json"
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
     path = words_of(tmp_path)
     tokens = Tokens.named(str(path))
