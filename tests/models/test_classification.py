@@ -34,9 +34,10 @@ def test_the_logits_are_those_of_the_mean() -> None:
     assert_close(model(ids).logits, model.classify(hidden.mean(1)), "rounding")
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_and_batch_mates_do_not_matter(side: str) -> None:
-    model, short, long = model_of(), tokens(1, 7), tokens(1, 12, seed=1)
+def test_padding_and_batch_mates_do_not_matter(side: str, pooling: str) -> None:
+    model, short, long = model_of(pooling=pooling), tokens(1, 7), tokens(1, 12, seed=1)
     filler = torch.full((1, 5), 3)
     row = torch.cat([filler, short] if side == "left" else [short, filler], 1)
     real = torch.ones(1, 12, dtype=torch.long)
@@ -45,6 +46,14 @@ def test_padding_and_batch_mates_do_not_matter(side: str) -> None:
     together = model(torch.cat([row, long]), torch.cat([real, torch.ones(1, 12, dtype=torch.long)])).logits
     assert_close(together[:1], model(short).logits, "parity")
     assert_close(together[1:], model(long).logits, "parity")
+
+
+def test_the_last_token_may_speak_for_all() -> None:
+    model, ids = model_of(pooling="last"), tokens(2, 9)
+    hidden = model.model(ids).last_hidden_state
+    assert_close(model(ids).logits, model.classify(hidden[:, -1]), "rounding")
+    nothing = model(ids, torch.zeros(2, 9, dtype=torch.long)).logits
+    assert_close(nothing, model.classify.bias.expand(2, -1), "rounding")
 
 
 def test_pictures_through_an_adapter(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class MapformerClassificationOutput(SequenceClassifierOutput):
 
 
 class MapformerForSequenceClassification(MapformerPreTrainedModel):
-    """The mean of the real tokens' hidden states, and a linear map to the classes."""
+    """The mean of the real tokens' hidden states, or the last of them, and a linear map to the classes."""
 
     def __init__(self, config: MapformerConfig) -> None:
         super().__init__(config)
@@ -51,7 +51,7 @@ class MapformerForSequenceClassification(MapformerPreTrainedModel):
 
         input_ids  [B, N] tokens, or `inputs` as the adapter of config.input takes them
         labels     [B] classes
-        A row without a real token has the logits of the mean of nothing, 0.
+        A row without a real token has the logits of a hidden state of zeros.
         """
         if self.model.input is not None:
             given = inputs if inputs is not None else input_ids
@@ -70,7 +70,8 @@ class MapformerForSequenceClassification(MapformerPreTrainedModel):
             use_cache=False,
             return_dict=True,
         )
-        logits = self.classify(mean_of_real(out.last_hidden_state, attention_mask))
+        pooled = POOLED[self.config.pooling](out.last_hidden_state, attention_mask)
+        logits = self.classify(pooled)
         losses, loss = dict(out.losses or {}), None
         if labels is not None:
             loss = token_loss(logits, labels)
@@ -85,3 +86,16 @@ def mean_of_real(x: Tensor, attention_mask: Tensor | None) -> Tensor:
         return x.mean(1)
     real = (attention_mask != 0).to(x.dtype).unsqueeze(-1)  # [B, N, 1]
     return (x * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+def last_of_real(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """[B, dim] the last of x [B, N, dim] where the mask is not 0; zeros where there is none."""
+    if attention_mask is None:
+        return x[:, -1]
+    real = attention_mask != 0
+    index = torch.arange(x.shape[1], device=x.device)
+    last = torch.where(real, index, 0).amax(1)[:, None, None]  # [B, 1, 1]
+    return x.gather(1, last.expand(-1, 1, x.shape[-1])).squeeze(1) * real.any(1, keepdim=True)
+
+
+POOLED = {"mean": mean_of_real, "last": last_of_real}

@@ -18,6 +18,7 @@ from mapformers.models.adapters.options import input_options
 from mapformers.models.layers import LAYER_KEYS, PORTS, build_block
 from mapformers.models.strict import refuse_unknown, require_positive, require_shares, with_one_error_type
 
+POOLINGS = ("mean", "last")
 POSITIONS = ("none", "sinusoidal", "axial")
 
 
@@ -35,6 +36,7 @@ class MapformerConfig(PreTrainedConfig):
     max_position_embeddings  the length the model is trained at; not a limit
     input                    adapter of pictures, sound or points for classes, such as
                              {kind: grid, shape: [8, 8]}; None = tokens
+    pooling                  of a classifier: the mean of the real tokens, or the last of them
     positions                added to the embeddings: none; sinusoidal, for layers without rotary ones; axial,
                              learned rows, columns and channels of image_shape = [height, width, channels]
     initializer_seed         all weights are drawn from a generator with this seed
@@ -61,6 +63,7 @@ class MapformerConfig(PreTrainedConfig):
     encoder_layers: list[dict[str, Any]] | None = None
     causal: bool = True
     rotary: bool = True
+    pooling: str = "mean"
     positions: str = "none"
     image_shape: list[int] | None = None
     rotary_base: float | int = 10000.0
@@ -144,6 +147,7 @@ class MapformerConfig(PreTrainedConfig):
             input_options(self.input)
         require_known("config", "activation", self.activation, ACTIVATIONS)
         require_known("config", "norm", self.norm, NORMS)
+        require_known("config", "pooling", self.pooling, POOLINGS)
         require_known("config", "positions", self.positions, POSITIONS)
         shape = self.image_shape
         require(

@@ -91,7 +91,8 @@ def _comparison(run: RunRecord) -> str:
     if "prefix" not in results:
         more = [(key, value) for key, value in test.items() if key != run.score and key != "examples"]
         others = "".join(
-            f'<tr><td>{html.escape(key)}</td><td class="number">{value:.3f}</td></tr>' for key, value in more
+            f'<tr><td>{html.escape(key)}</td><td class="number">{_number(value)}</td></tr>'
+            for key, value in more
         )
         return (
             f"<h2>Held-out {html.escape(run.unit)}</h2><p>On {test['examples']:,} examples that were not "
@@ -172,11 +173,13 @@ def _samples(run: RunRecord) -> str:
         f"{html.escape(line['sample']['text'])}</pre>"
         for line in chosen
     ]
-    return (
-        "<h2>What it writes</h2><p>Grey: the beginning of the validation text. After it: bytes drawn from "
-        "the model at "
-        "temperature 0.7.</p>" + "".join(parts)
+    prompted = any(line["sample"]["prompt"] for line in made)
+    meaning = (
+        "Grey: the beginning of the validation text. After it: bytes drawn from the model at temperature 0.7."
+        if prompted
+        else "What the model made of held-out inputs, or from nothing, during the run."
     )
+    return f"<h2>What it makes</h2><p>{meaning}</p>" + "".join(parts)
 
 
 def _data(run: RunRecord) -> str:
@@ -198,8 +201,7 @@ def _data(run: RunRecord) -> str:
     )
     return (
         f'<h2>Data</h2><table>{table}</table><p class="soft">Numbers compare only between runs with the '
-        "same SHA-256: "
-        "Python's library differs from version to version.</p>"
+        "same SHA-256 of their data.</p>"
     )
 
 
@@ -211,6 +213,10 @@ def _config(run: RunRecord) -> str:
     )
     details = f"<details><summary>config.yaml</summary><pre>{html.escape(text)}</pre></details>"
     return f"<h2>Settings</h2>{listed}{details}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def _figure(title: str, meaning: str, svg: str) -> str:
