@@ -1,6 +1,5 @@
 """Pathfinder: the discs alone, without the dashes, do not tell the class."""
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -20,8 +19,7 @@ def best_interval(x: Tensor, target: Tensor) -> float:
     return test if float(train[best]) > 0.5 else 1 - test
 
 
-@pytest.mark.parametrize("cue", ["distance", "first heading", "second heading"])
-def test_the_discs_alone_do_not_tell(cue: str) -> None:
+def test_the_discs_alone_do_not_tell() -> None:
     made = Pathfinder().batch(3000, torch.Generator().manual_seed(0))
     target = made.target.bool()
     between = made.ends[:, 1] - made.ends[:, 0]
@@ -33,4 +31,5 @@ def test_the_discs_alone_do_not_tell(cue: str) -> None:
         "first heading": torch.cosine_similarity(between, first, dim=-1),
         "second heading": torch.cosine_similarity(-between, second, dim=-1),
     }
-    assert best_interval(cues[cue], target) < 0.65
+    told = {name: best_interval(cue, target) for name, cue in cues.items()}
+    assert all(accuracy < 0.65 for accuracy in told.values()), told

@@ -57,6 +57,7 @@ def test_every_generator_trains(source: str, tmp_path: Path) -> None:
     assert load_trained(tmp_path / "run").step == 4
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     constant = (*QUICK, "optimiser.schedule=constant", "data.options={pairs: 2, length: 32}")
     train(Request("mqar", tmp_path / "whole", settings=constant))

@@ -103,6 +103,7 @@ def test_eval_says_what_the_results_say(finished: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
     preset = finished.name
     source = Path(open_run(finished).preset.data.source)

@@ -68,7 +68,11 @@ def request(preset: str, output: Path, *settings: str, **more: Any) -> Request:
     return Request(preset, output, settings=(*QUICK, *SMALL[preset], *settings), **more)
 
 
-@pytest.fixture(scope="module", params=list(SMALL))
+FAST = ("translation", "forecast")
+PARAMS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in SMALL]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps under the name of its preset."""
     folder = tmp_path_factory.mktemp("runs") / request.param
