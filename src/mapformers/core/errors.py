@@ -24,4 +24,5 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 def require_known(who: str, what: str, name: str, known: Iterable[str]) -> None:
     """Raise MapformersError with the three nearest names unless `name` is one of `known`."""
     names = list(known)
-    require(name in names, f"{who}: {what} is unknown, got {name!r}; nearest: {nearest(name, names)}")
+    if name not in names:  # the nearest are looked for only then: that takes far longer than the lookup
+        raise MapformersError(f"{who}: {what} is unknown, got {name!r}; nearest: {nearest(name, names)}")
