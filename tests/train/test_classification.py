@@ -10,8 +10,10 @@ import torch
 
 from mapformers.core.errors import MapformersError
 from mapformers.report.results import read_metrics
+from mapformers.tasks.examples import Examples
+from mapformers.tasks.labelled import Labelled
 from mapformers.train.assess import as_text, assess
-from mapformers.train.classification import collate
+from mapformers.train.classification import collate, facts_of, write_labelled
 from mapformers.train.folder import open_run
 from mapformers.train.loading import load_trained
 from mapformers.train.models import CLASSES, CONFIGS, config_of, model_class
@@ -197,6 +199,19 @@ def test_texts_longer_than_a_table_of_positions_are_refused(tmp_path: Path) -> N
                 "model.rotary=false",
             )
         )
+
+
+def test_what_was_cut_is_said(tmp_path: Path) -> None:
+    rows = [np.full(n, 65, dtype=np.uint8) for n in (3, 9, 5)]
+    splits = {name: Examples.of(rows, [0, 1, 0]) for name in ("train", "valid", "test")}
+    for longest, cut in ((None, 0), (9, 0), (5, 3), (4, 6)):
+        settings = ["data.source=x", *([] if longest is None else [f"data.longest={longest}"])]
+        preset = override(load_preset("text-classification"), ["data.longest=null", *settings])
+        folder = tmp_path / str(longest)
+        write_labelled(Labelled(splits, ("a", "b"), "by hand", None), preset, folder)
+        said = TASKS["classification"].describe(folder)
+        assert sum(part["cut"] for part in facts_of(folder)["splits"].values()) == cut
+        assert (f"\n{cut} examples were cut to data.longest={longest}" in said) == (cut > 0)
 
 
 def test_every_task_says_what_it_reads() -> None:

@@ -45,7 +45,7 @@ class Classification(Task):
         sizes = ", ".join(f"{name} {part['examples']:,}" for name, part in facts["splits"].items())
         return (
             f"{facts['source']}: {len(facts['classes'])} classes, {facts['examples']:,} examples ({sizes}); "
-            f"split: {facts['rule']}; SHA-256 {facts['sha256'][:12]}"
+            f"split: {facts['rule']}; SHA-256 {facts['sha256'][:12]}{_loss_of_cutting(facts)}"
         )
 
     def model_fields(self, preset: Preset, folder: Path | None) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def write_labelled(found: Labelled, preset: Preset, folder: Path) -> None:
     caps = {"train": data.train_examples, "valid": data.valid_examples, "test": data.test_examples}
     digest, splits = hashlib.sha256(), {}
     for name in SPLITS:
-        examples = _cut(found.splits[name], caps[name], data.longest, preset.training.seed)
+        examples, cut = _cut(found.splits[name], caps[name], data.longest, preset.training.seed)
         require(
             len(examples) > 0,
             f"data: the {name} split of {data.source} must hold examples, got none; give more data",
@@ -162,7 +162,7 @@ def write_labelled(found: Labelled, preset: Preset, folder: Path) -> None:
         examples.save(folder / name)
         digest.update(np.ascontiguousarray(examples.values).tobytes())
         digest.update(examples.labels.tobytes())
-        splits[name] = {"examples": len(examples), "longest": examples.longest()}
+        splits[name] = {"examples": len(examples), "longest": examples.longest(), "cut": cut}
     facts = {
         "source": data.source,
         "kind": data.kind,
@@ -207,16 +207,27 @@ def _read(preset: Preset, source: str) -> Labelled:
     return read_labelled(data.kind, source, data.size)
 
 
-def _cut(examples: Examples, most: int | None, longest: int | None, seed: int) -> Examples:
-    """At most so many examples, drawn fairly, none longer than `longest`."""
+def _cut(examples: Examples, most: int | None, longest: int | None, seed: int) -> tuple[Examples, int]:
+    """At most so many examples, drawn fairly, none longer than `longest`; and how many were longer."""
     count = len(examples)
     chosen = np.arange(count)
     if most is not None and most < count:
         draw = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 1 << 20))))
         chosen = np.sort(draw.permutation(count)[:most])
     elif longest is None or examples.longest() <= longest:
-        return examples
-    return Examples.of([examples.row(int(i))[:longest] for i in chosen], examples.labels[chosen])
+        return examples, 0
+    rows = [examples.row(int(i)) for i in chosen]
+    longer = sum(longest is not None and len(row) > longest for row in rows)
+    return Examples.of([row[:longest] for row in rows], examples.labels[chosen]), longer
+
+
+def _loss_of_cutting(facts: dict[str, Any]) -> str:
+    """What `data.longest` took away, in words. What decides the class may have stood there."""
+    parts = facts["splits"].values()
+    cut, longest = sum(part["cut"] for part in parts), max(part["longest"] for part in parts)
+    if cut == 0:
+        return ""
+    return f"\n{cut:,} examples were cut to data.longest={longest:,}; raise it to keep them whole"
 
 
 def _adapter(preset: Preset, facts: dict[str, Any] | None) -> dict[str, Any] | None:
