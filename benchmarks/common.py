@@ -2,36 +2,16 @@
 
 import json
 import os
-import platform
-import shlex
 import statistics
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import mapformers
 from mapformers.core.errors import require
+from mapformers.measure.facts import command_line, machine
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "mapformers": getattr(mapformers, "__version__", "unknown"),
-        "commit": _commit(),
-    }
 
 
 def command() -> str:
@@ -39,10 +19,7 @@ def command() -> str:
     program = Path(sys.argv[0])
     root = Path(__file__).parent.parent
     name = program.resolve().relative_to(root) if program.resolve().is_relative_to(root) else program
-    threads = os.environ.get("OMP_NUM_THREADS")
-    return (f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(
-        ["python", str(name), *sys.argv[1:]]
-    )
+    return command_line(f"python {name}")
 
 
 def dated(name: str) -> Path:
@@ -77,27 +54,3 @@ def summary(values: list[float]) -> dict[str, float]:
     """mean and standard error of the mean (0 of a single value) over seeds."""
     spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "standard_error": spread}
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() if found.returncode == 0 else "unknown"

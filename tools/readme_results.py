@@ -44,7 +44,40 @@ def more_tables() -> str:
     rows = {row: f"`{one['spec']}`" for row, one in newest("recall-64-8")["rows"].items()}
     parts = (family_speed("sparse"), family_speed("compact"), recall(rows), duplication())
     parts = (*parts, features(), capacity(), clusters(), set_regression())
-    return "\n\n".join((*parts, score_terms(), head_studies(), decode_heads(), *other_tasks())) + "\n"
+    parts = (*parts, score_terms(), head_studies(), decode_heads(), *other_tasks(), audits())
+    return "\n\n".join(parts) + "\n"
+
+
+def audits() -> str:
+    """What later tokens do to earlier outputs, in packages of others and in the map."""
+    ours, found = newest("audit"), newest("audit-peers")
+    rows = {}
+    for one in found["subjects"]:
+        worst = {kind: _worst(one, kind) for kind in ("future: ", "future: gradient", "batch: ")}
+        rows[f"{one['subject'].partition(':')[0]} {one['version']}"] = [
+            *("-" if value is None else f"{value:.1e}" for value in worst.values()),
+            " ".join(one["explanations"]) or "passed",
+        ]
+    passed = sum(one["passed"] for one in ours["subjects"])
+    largest = max(_worst(one, "future: ") or 0.0 for one in ours["subjects"])
+    title = (
+        '<a id="the-audit"></a>The audit: how far outputs move when what must not matter changes, beside the '
+        "largest output. "
+        f"Packages of others below; of the map {passed} of {len(ours['subjects'])} entries pass "
+        f"(`{ours['command']}`), and later tokens move earlier outputs by {largest:.0e} at most"
+    )
+    columns = ["package", "later tokens change", "derivative by later tokens", "other rows", "finding"]
+    return table(title, columns, rows, found)
+
+
+def _worst(subject: dict[str, Any], kind: str) -> float | None:
+    """The largest change of a kind of check; derivatives are not counted among changes of tokens."""
+    measured = [
+        row["measured"]
+        for row in subject["rows"]
+        if row["name"].startswith(kind) and (kind != "future: " or row["name"] != "future: gradient")
+    ]
+    return max(measured, default=None)
 
 
 def score_terms() -> str:

@@ -42,6 +42,10 @@ DRAWS = {
 # (file, call) -> why it may touch what all code in the process shares
 GLOBAL_STATE_EXCEPTIONS: dict[tuple[str, str], str] = {
     (
+        "measure/peers.py",
+        "torch.manual_seed",
+    ): "inside fork_rng: packages of others draw from the global generator",
+    (
         "train/generate.py",
         "torch.manual_seed",
     ): "inside fork_rng: transformers samples from the global generator",

@@ -23,7 +23,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("hub",),
     ("tasks",),
     ("report",),
+    ("measure",),
     ("train",),
+    ("inspector", "study"),
+    ("site",),
     ("cli",),
     ("__main__",),
 )

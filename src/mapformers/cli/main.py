@@ -6,6 +6,7 @@ import sys
 import typer
 
 from mapformers.cli import catalog_commands, run_commands
+from mapformers.cli.audit_command import audit
 from mapformers.cli.doctor import doctor
 from mapformers.core.errors import MapformersError, require_known
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "generate": run_commands.generate,
     "list": catalog_commands.list_entries,
     "show": catalog_commands.show,
+    "audit": audit,
     "doctor": doctor,
 }
 for _name, _command in COMMANDS.items():

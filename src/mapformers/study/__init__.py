@@ -1,0 +1,1 @@
+"""Models trained side by side: which attention, at equal cost."""
