@@ -29,6 +29,7 @@ def test_the_table_of_combinations_is_fresh() -> None:
     assert tool["written"]() == page, "the table is stale; run: make readme"
 
 
+@pytest.mark.slow
 def test_the_sheet_of_patterns_can_be_drawn(tmp_path: object) -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "pictures.py"))
     tool["sheet"](tmp_path / "patterns.png")

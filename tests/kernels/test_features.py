@@ -18,7 +18,8 @@ from mapformers.kernels.scan import STRETCH
 from mapformers.kernels.scan_tile import CHUNK
 from tests.tolerances import assert_close
 
-LENGTHS = [STRETCH, STRETCH + 1, 2 * STRETCH + 17]
+TWO_AND_MORE = 2 * STRETCH + 17
+LENGTHS = [STRETCH, STRETCH + 1, pytest.param(TWO_AND_MORE, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True, params=["native", "torch"])
@@ -59,7 +60,12 @@ def test_stretches_carry_their_sums(n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "given"), [(n, "both") for n in LENGTHS] + [(STRETCH + 1, "weight"), (STRETCH + 1, "decay")]
+    ("n", "given"),
+    [
+        (STRETCH, "both"),
+        *((STRETCH + 1, given) for given in ("both", "weight", "decay")),
+        pytest.param(TWO_AND_MORE, "both", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 def test_weights_and_decay_equal_their_matrix(n: int, floor: float, given: str) -> None:

@@ -203,6 +203,7 @@ def test_a_film_is_no_picture(tmp_path: Path) -> None:
     assert "film.gif must hold one picture, got 3 frames" in refusal("image", tmp_path)
 
 
+@pytest.mark.slow
 def test_digits() -> None:
     pytest.importorskip("sklearn", reason="needs the package scikit-learn")
     made = read_labelled("image", "digits")

@@ -1,5 +1,6 @@
 """Pathfinder: the discs alone, without the dashes, do not tell the class."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ def best_interval(x: Tensor, target: Tensor) -> float:
     return test if float(train[best]) > 0.5 else 1 - test
 
 
+@pytest.mark.slow
 def test_the_discs_alone_do_not_tell() -> None:
     made = Pathfinder().batch(3000, torch.Generator().manual_seed(0))
     target = made.target.bool()

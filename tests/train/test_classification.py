@@ -65,7 +65,10 @@ def request(preset: str, source: Path, output: Path, *settings: str, **more: Any
     return Request(preset, output, str(source), (*QUICK, *SMALL[preset], *settings), **more)
 
 
-@pytest.fixture(scope="module", params=["image-classification", "text-classification"])
+@pytest.fixture(
+    scope="module",
+    params=["image-classification", pytest.param("text-classification", marks=pytest.mark.slow)],
+)
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps on each kind of data, under its preset's name."""
     folder = tmp_path_factory.mktemp("runs")
@@ -128,6 +131,7 @@ def test_the_same_seed_gives_the_same_weights(finished: Path, tmp_path: Path) ->
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_another_attention(tmp_path: Path) -> None:
     preset = with_attention(load_preset("text-classification"), "performer(features=16)")
     assert {layer["attention"] for layer in preset.model["layers"]} == {"performer(features=16)"}

@@ -266,6 +266,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         train(request(tmp_path, "run", "optimiser.learning_rate=1e30", "optimiser.clip=0"))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(finished: Path, tmp_path: Path) -> None:
     """At once as good as the other ended, also with a longer context and wider windows."""
     longer = ("data.context=64", "model.layers.0.attention=band(window=16)", "training.max_steps=1")
@@ -309,6 +310,7 @@ def test_bfloat16_learns_like_float32_and_resumes(finished: Path, tmp_path: Path
     assert numbers(run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fast", "precision"), [(True, "bfloat16"), (False, "float32")])
 def test_a_run_keeps_the_precision_that_auto_chose(
     fast: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
