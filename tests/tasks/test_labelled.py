@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mapformers.core.errors import MapformersError
-from mapformers.tasks.labelled import KINDS, Labelled, Piece, cut, from_pieces, read_labelled
+from mapformers.tasks.labelled import KINDS, Labelled, Piece, from_pieces, read_labelled
+from mapformers.tasks.splits import cut
 
 
 def refusal(kind: str, source: object, size: int | None = None) -> str:
@@ -240,7 +241,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         assert "SOURCE must be a path that can be looked up" in refusal(kind, "x" * 9000)
         assert "must be a name or a path" in refusal(kind, "")
     assert "kind is unknown, got 'txt'; nearest: text" in refusal("txt", tmp_path)
-    assert "hf:NAME is read for text only" in refusal("audio", "hf:x")
+    assert "hf:NAME is read for text, image and audio only" in refusal("points", "hf:x")
     assert "data.size is for images only, got 3 for text" in refusal("text", tmp_path, 3)
     assert "data.size must be an integer of 1 or more, got 0" in refusal("image", tmp_path, 0)
 

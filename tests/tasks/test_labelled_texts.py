@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mapformers.tasks import texts as texts_file
+from mapformers.tasks import hub as hub_file
 from mapformers.tasks.labelled import Labelled, read_labelled
 from tests.tasks.test_labelled import contents, refusal
 
@@ -177,7 +177,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, names: list[str] | None, **splits: dict
         made[split] = datasets.Dataset.from_dict(columns)
         if names:
             made[split] = made[split].cast_column("label", datasets.ClassLabel(names=names))
-    monkeypatch.setattr(texts_file, "load_hub", lambda source, name, config: made)
+    monkeypatch.setattr(hub_file, "load_hub", lambda source: made)
 
 
 def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mapformers.core.errors import MapformersError, require
+from mapformers.core.errors import require
+from mapformers.tasks.hub import load_hub
 from mapformers.tasks.source import SPLITS, SourcePlan
 
 COLUMNS = ("text", "content", "document", "article", "sentence")
@@ -33,9 +34,7 @@ def plan_hub(source: str) -> SourcePlan:
 
     Downloads through `datasets`.
     """
-    name, _, config = source.removeprefix("hf:").partition(",")
-    require(bool(name), f"data: hf: needs a name, got {source!r}; write hf:NAME or hf:NAME,CONFIG")
-    loaded = _load(source, name, config or None)
+    loaded = load_hub(source)
     column = _text_column(source, loaded)
     found: dict[str, Any] = {}
     for split in SPLITS:
@@ -64,27 +63,6 @@ def plan_hub(source: str) -> SourcePlan:
     return SourcePlan(
         source, "first 90 % of the rows to train, next 5 % to valid, last 5 % to test", 0, {}, texts
     )
-
-
-def _load(source: str, name: str, config: str | None) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        message = f"data: {source} needs the package datasets, got none; pip install datasets"
-        raise MapformersError(message) from None
-    try:
-        loaded = datasets.load_dataset(name, config)
-    except Exception as error:  # whatever the hub, the network or a script raises
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        message = (
-            f"data: {source} could not be loaded, got {type(error).__name__}: {first}; check name and network"
-        )
-        raise MapformersError(message) from None
-    require(
-        hasattr(loaded, "values"),
-        f"data: {source} must have splits, got {type(loaded).__name__}; use a file instead",
-    )
-    return loaded
 
 
 def _text_column(source: str, loaded: Any) -> str:

@@ -7,14 +7,14 @@ import gzip
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from mapformers.tasks.hub import open_hub, opened
 from mapformers.tasks.labelled import (
     Block,
     Labelled,
-    Piece,
     as_floats,
     class_files,
     from_blocks,
@@ -25,6 +25,7 @@ from mapformers.tasks.labelled import (
     refuse_form,
     words_of,
 )
+from mapformers.tasks.labelled_hub import from_hub, hub_items
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM")  # nothing else is tried, whatever a file is called
@@ -44,6 +45,19 @@ def read_images(path: Path, size: int | None = None) -> Labelled:
     if path.suffix.lower() != ".npz":
         refuse_form("image", path)
     return _from_arrays(path, read_npz(path), size)
+
+
+def read_hub_images(source: str, size: int | None = None) -> Labelled:
+    """The columns image (or img) and label of hf:NAME[,CONFIG], through `datasets`, which downloads.
+
+    Raises MapformersError naming the row whose image is damaged or differs from the others.
+    """
+    data = open_hub(source)
+    column, label = data.column("image", "img"), data.column("label")
+    items = list(hub_items(data.undecoded(column), column, label))
+    images = [_read_image(item.where, opened(item.where, item.value)) for item in items]
+    rows, shape = _alike([item.where for item in items], images, size)
+    return from_hub(data, [item.piece(row) for item, row in zip(items, rows, strict=True)], shape)
 
 
 def read_digits(size: int | None = None) -> Labelled:
@@ -80,18 +94,22 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 
 def _from_files(folder: Path, size: int | None) -> Labelled:
     files = class_files("image", folder, SUFFIXES)
-    images: list[np.ndarray] = []
-    for file in files:
-        image = _read_image(file.path)
-        images.append(image if size is None else resized(image, size))
-        _check_shape(str(file.path), images[-1].shape, str(files[0].path), images[0].shape)
-    colour = any(image.shape[-1] == 3 for image in images)
-    pieces: list[Piece] = []
-    for file, image in zip(files, images, strict=True):
-        full = np.repeat(image, 3, axis=-1) if colour and image.shape[-1] == 1 else image
-        pieces.append(file.piece(_row(full)))
+    images = [_read_image(str(file.path), file.path) for file in files]
+    rows, shape = _alike([str(file.path) for file in files], images, size)
+    return from_pieces(folder, [file.piece(row) for file, row in zip(files, rows, strict=True)], shape=shape)
+
+
+def _alike(
+    names: Sequence[str], images: Sequence[np.ndarray], size: int | None
+) -> tuple[list[np.ndarray], tuple[int, int]]:
+    """Rows [H * W, C] of one size and depth, and (H, W). One picture in colour makes all of them coloured."""
+    images = list(images) if size is None else [resized(image, size) for image in images]
+    for name, image in zip(names, images, strict=True):
+        _check_shape(name, image.shape, names[0], images[0].shape)
+    if any(image.shape[-1] == 3 for image in images):
+        images = [np.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x for x in images]
     height, width, _ = images[0].shape
-    return from_pieces(folder, pieces, shape=(height, width))
+    return [_row(image) for image in images], (height, width)
 
 
 def _from_arrays(source: object, blocks: Sequence[Block], size: int | None) -> Labelled:
@@ -142,18 +160,18 @@ def _pillow(what: str) -> Any:
     return Image
 
 
-def _read_image(path: Path) -> np.ndarray:
+def _read_image(where: str, source: Path | BinaryIO) -> np.ndarray:
     """[H, W, C] float32 in [0, 1]. Transparency is dropped; 16-bit grey keeps its depth."""
-    pillow = _pillow(str(path))
+    pillow = _pillow(where)
     try:
-        with pillow.open(path, formats=FORMATS) as file:
+        with pillow.open(source, formats=FORMATS) as file:
             frames = getattr(file, "n_frames", 1)
             file.load()
             pixels = _pixels(file)
     except Exception as error:  # each decoder has errors of its own
-        refuse(str(path), "must be a readable image", words_of(error), "replace it or leave it out")
+        refuse(where, "must be a readable image", words_of(error), "replace it or leave it out")
     if frames > 1:
-        refuse(str(path), "must hold one picture", f"{frames} frames", "save one frame of it")
+        refuse(where, "must hold one picture", f"{frames} frames", "save one frame of it")
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 

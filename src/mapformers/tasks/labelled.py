@@ -4,32 +4,30 @@
 point_sets). What those share stands here: class folders, .npz files, and how splits are made.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from mapformers.core.errors import MapformersError, require_known
 from mapformers.tasks.examples import Examples
+from mapformers.tasks.hub import SPLIT_NAMES, SPLITS, is_hub
+from mapformers.tasks.splits import HELD_OUT, cut
 
 KINDS = ("text", "image", "audio", "points")
-SPLITS = ("train", "valid", "test")
-# How folders, files and data sets call a split.
-SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "validation", "dev"), "valid")
 FORMS = {
     "text": "give an .npz, .csv or .jsonl file, a folder with one folder per class or with train.csv, "
     "or hf:NAME",
-    "image": "give an .npz file, a folder with one folder per class, a folder of IDX files, or digits",
-    "audio": "give an .npz file, or a folder with one folder of .wav files per class",
+    "image": "give an .npz file, a folder with one folder per class, a folder of IDX files, digits, or "
+    "hf:NAME",
+    "audio": "give an .npz file, a folder with one folder of .wav files per class, or hf:NAME",
     "points": "give an .npz file, or a folder with one folder of point files per class",
 }
 Shape = tuple[int, ...] | None  # (height, width) of images
 MOST_CLASSES = 1 << 16  # a larger label is a number that names no class
-HELD_OUT = 0.1  # share of valid, and of test
 
 
 @dataclass(frozen=True)
@@ -95,10 +93,10 @@ def read_labelled(kind: str, source: str, size: int | None = None) -> Labelled:
     [P, 3] for points. With `size`, images become size x size.
     Raises MapformersError naming the file, and the line or byte where there is one.
     """
-    from mapformers.tasks.images import read_digits, read_images
+    from mapformers.tasks.images import read_digits, read_hub_images, read_images
     from mapformers.tasks.point_sets import read_points
-    from mapformers.tasks.sound import read_sound
-    from mapformers.tasks.texts import read_hub, read_texts
+    from mapformers.tasks.sound import read_hub_sound, read_sound
+    from mapformers.tasks.texts import read_hub_texts, read_texts
 
     require_known("data", "kind", kind, KINDS)
     if not isinstance(source, str) or not source:
@@ -106,10 +104,12 @@ def read_labelled(kind: str, source: str, size: int | None = None) -> Labelled:
     _check_size(kind, size)
     if kind == "image" and source == "digits":
         return read_digits(size)
-    if source.startswith("hf:"):
-        if kind != "text":
-            refuse("hf:NAME", "is read for text only", f"{source} for {kind}", FORMS[kind])
-        return read_hub(source)
+    if is_hub(source):
+        if kind == "image":
+            return read_hub_images(source, size)
+        if kind == "points":
+            refuse("hf:NAME", "is read for text, image and audio only", f"{source} for {kind}", FORMS[kind])
+        return {"text": read_hub_texts, "audio": read_hub_sound}[kind](source)
     path = _existing(kind, source)
     if kind == "image":
         return read_images(path, size)
@@ -132,6 +132,14 @@ def refuse_form(kind: str, path: Path) -> NoReturn:
     """Raise MapformersError: the source exists and is of no form that this kind reads."""
     got = "a folder" if path.is_dir() else f"a file {path.suffix or 'without an ending'}"
     refuse(str(path), f"must be a known form of {kind}", got, FORMS[kind])
+
+
+def class_name(where: str, label: Any) -> str:
+    """A label as text: a name, or an integer. Raises MapformersError for others."""
+    is_number = isinstance(label, int) and not isinstance(label, bool)
+    if not is_number and not (isinstance(label, str) and label.strip()):
+        refuse(where, "must have a label, a name or an integer", repr(label)[:60], "label it")
+    return str(label).strip()
 
 
 def read_bytes(path: Path) -> bytes:
@@ -245,30 +253,6 @@ def from_pieces(
     return Labelled(splits, names, rule, shape)
 
 
-def cut(labels: Sequence[str], keys: Sequence[str], shares: Mapping[str, float]) -> tuple[list[str], bool]:
-    """The split of each example by the SHA-256 of its key, and whether it had to be done class by class.
-
-    `shares` are the splits in order and add up to 1. Where chance leaves a split without a class that could
-    be in it, each class is cut by its rank in the order of the hashes.
-    """
-    chosen = [_by_share(_digest(key), shares) for key in keys]
-    have = Counter(zip(labels, chosen, strict=True))
-    counts = Counter(labels)
-    if all(have[label, split] for label, n in counts.items() for split in _possible(n, shares)):
-        return chosen, False
-    members: dict[str, list[int]] = {label: [] for label in counts}
-    for place in sorted(range(len(keys)), key=lambda place: _digest(keys[place])):
-        members[labels[place]].append(place)
-    for places in members.values():
-        others = [split for split in _possible(len(places), shares) if split != "train"]
-        held_out = max(1, round(len(places) * HELD_OUT))
-        line = [split for split in others for _ in range(held_out)]
-        line += ["train"] * (len(places) - len(line))
-        for place, split in zip(places, line, strict=True):
-            chosen[place] = split
-    return chosen, True
-
-
 def _choose(source: object, pieces: Sequence[Piece], keys: str) -> tuple[list[str], str]:
     """The split of each piece, and the rule in words. Published splits stay; missing ones come from train."""
     given = {piece.split for piece in pieces}
@@ -301,27 +285,6 @@ def _check_splits(source: object, labels: Sequence[str], chosen: Sequence[str]) 
         refuse(
             str(source), "must have 3 examples or more of a class", f"{len(labels)} in all", "add examples"
         )
-
-
-def _possible(count: int, shares: Mapping[str, float]) -> list[str]:
-    """The splits that a class of `count` examples can be in; train first, then test, then valid."""
-    order = [split for split in ("train", "test", "valid") if split in shares]
-    if count < 3:
-        order = [split for split in order if split != "valid"]
-    return order[:count]
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-
-
-def _by_share(digest: bytes, shares: Mapping[str, float]) -> str:
-    share, border = int.from_bytes(digest[:4], "big") / 2**32, 0.0
-    for split, part in shares.items():
-        border += part
-        if share < border:
-            return split
-    return split  # the sum of the shares may be a rounding error below 1
 
 
 def _class_order(name: str) -> tuple[int, str]:

@@ -10,9 +10,10 @@ import torch
 
 from mapformers.core.errors import MapformersError, require
 from mapformers.tasks.grammar import Grammar
+from mapformers.tasks.hub import is_hub, open_hub
 
 SHARES = (("train", 0.8), ("valid", 0.9), ("test", 1.0))  # up to which part of the hashes
-REMEDY = "give SOURCE.txt,TARGET.txt with a sentence a line, or grammar"
+REMEDY = "give SOURCE.txt,TARGET.txt with a sentence a line, hf:NAME, or grammar"
 Pair = tuple[str, str]
 
 
@@ -31,6 +32,8 @@ def read_pairs(source: str, generated: int, seed: int) -> Pairs:
     Raises MapformersError for files that are missing, empty, no UTF-8, or of different numbers of lines.
     """
     require(bool(source), f"data: SOURCE must not be empty, got ''; {REMEDY}")
+    if is_hub(source):
+        return _of_hub(source)
     if source == "grammar":
         pairs = Grammar().pairs(generated, torch.Generator().manual_seed(seed))
         rule = f"made with seed {seed}, 80/10/10 by the SHA-256 of each source sentence"
@@ -53,11 +56,51 @@ def read_pairs(source: str, generated: int, seed: int) -> Pairs:
     splits: dict[str, list[Pair]] = {name: [] for name, _ in SHARES}
     for pair in pairs:
         splits[_split_of(pair[0])].append(pair)
-    for name, found in splits.items():
+    return _checked(source, Pairs(splits, rule))
+
+
+def _of_hub(source: str) -> Pairs:
+    """A column `translation` with two languages, or columns source and target; published splits stay.
+
+    Raises MapformersError for other columns and for rows without a sentence.
+    """
+    data = open_hub(source)
+    if all("translation" in rows.column_names for rows in data.splits.values()):
+        languages = list(data.features("translation").languages)
+        require(
+            len(languages) == 2,
+            f"data: {source} must be of two languages, got {', '.join(languages)}; name a CONFIG of a pair",
+        )
+        columns, way = ["translation"], f", {languages[0]} to {languages[1]}"
+    else:
+        columns, languages, way = [data.column("source"), data.column("target")], [], ""
+    splits: dict[str, list[Pair]] = {name: [] for name, _ in SHARES}
+    for split in data.splits:
+        for row in data.rows(split, columns):
+            held = [row.values[0].get(one) for one in languages] if languages else row.values
+            pair = tuple(_sentence(row.where, one) for one in held)
+            splits[split if len(data.splits) == len(SHARES) else _split_of(pair[0])].append(pair)  # type: ignore[arg-type]
+    whole = len(data.splits) == len(SHARES)
+    rule = "the published splits" if whole else "80/10/10 by the SHA-256 of each source sentence"
+    return _checked(source, Pairs(splits, rule + way + data.remark))
+
+
+def _sentence(where: str, text: object) -> str:
+    """One line."""
+    got = "none" if text is None else type(text).__name__ if not isinstance(text, str) else "an empty text"
+    require(
+        isinstance(text, str) and bool(text.strip()),
+        f"data: {where} must hold a sentence in both languages, got {got}; leave it out",
+    )
+    return " ".join(str(text).split())
+
+
+def _checked(source: str, pairs: Pairs) -> Pairs:
+    for name, found in pairs.splits.items():
         require(
             bool(found), f"data: the {name} split of {source} must hold pairs, got none; give more of them"
         )
-    return Pairs(splits, rule)
+    return pairs
 
 
 def _split_of(sentence: str) -> str:

@@ -1,10 +1,14 @@
 """Labelled audio: class folders of .wav files, or .npz. A row is float32 [samples, 1] in [-1, 1]."""
 
+import contextlib
 import wave
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from mapformers.tasks.hub import open_hub, opened
 from mapformers.tasks.labelled import (
     Block,
     Labelled,
@@ -17,6 +21,7 @@ from mapformers.tasks.labelled import (
     refuse_form,
     words_of,
 )
+from mapformers.tasks.labelled_hub import from_hub, hub_items
 
 
 def read_sound(path: Path) -> Labelled:
@@ -32,24 +37,42 @@ def read_sound(path: Path) -> Labelled:
     return from_blocks(path, blocks, [list(_samples(block)) for block in blocks])
 
 
+def read_hub_sound(source: str) -> Labelled:
+    """The columns audio and label of hf:NAME[,CONFIG], through `datasets`, which downloads.
+
+    Raises MapformersError naming the row that is no PCM .wav, damaged, or of another sample rate.
+    """
+    data = open_hub(source)
+    column, label = data.column("audio"), data.column("label")
+    items = list(hub_items(data.undecoded(column), column, label))
+    rows = _of_one_rate((item.where, opened(item.where, item.value)) for item in items)
+    return from_hub(data, [item.piece(row) for item, row in zip(items, rows, strict=True)])
+
+
 def read_wav(path: Path) -> tuple[np.ndarray, int]:
     """float32 [samples] of one .wav file, its channels averaged, and its sample rate.
 
     Raises MapformersError when it is damaged, cut off, empty or no PCM of 8, 16, 24 or 32 bits.
     """
+    return _read_wav(str(path), path)
+
+
+def _read_wav(where: str, source: Path | BinaryIO) -> tuple[np.ndarray, int]:
     try:
-        with path.open("rb") as raw, wave.open(raw) as file:
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            file = stack.enter_context(wave.open(raw))
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
             frames = file.getnframes()
             data = file.readframes(frames)
     except Exception as error:  # besides its own, wave raises EOFError, struct.error and others
-        refuse(str(path), "must be a readable PCM .wav", words_of(error), "replace it or leave it out")
+        refuse(where, "must be a readable PCM .wav", words_of(error), "replace it or leave it out")
     if width not in (1, 2, 3, 4):
-        refuse(str(path), "must have 8, 16, 24 or 32 bits", f"{8 * width}", "convert it")
+        refuse(where, "must have 8, 16, 24 or 32 bits", f"{8 * width}", "convert it")
     wanted = frames * channels * width
     if not data or len(data) != wanted:
         got = f"{len(data)} bytes where its header says {wanted}"
-        refuse(str(path), "must be whole and hold samples", got, "replace it or leave it out")
+        refuse(where, "must be whole and hold samples", got, "replace it or leave it out")
     return _decoded(data, width).reshape(-1, channels).mean(axis=1, dtype=np.float32), rate
 
 
@@ -67,15 +90,23 @@ def _decoded(data: bytes, width: int) -> np.ndarray:
 
 
 def _from_files(folder: Path) -> Labelled:
-    pieces, first = [], ("", 0)
-    for file in class_files("audio", folder, (".wav",)):
-        samples, rate = read_wav(file.path)
-        first = first if first[0] else (str(file.path), rate)
+    files = class_files("audio", folder, (".wav",))
+    rows = _of_one_rate((str(file.path), file.path) for file in files)
+    return from_pieces(folder, [file.piece(row) for file, row in zip(files, rows, strict=True)])
+
+
+def _of_one_rate(files: Iterable[tuple[str, Path | BinaryIO]]) -> list[np.ndarray]:
+    """Rows [samples, 1] of named files that have the sample rate of the first."""
+    rows: list[np.ndarray] = []
+    first = ("", 0)
+    for where, source in files:
+        samples, rate = _read_wav(where, source)
+        first = first if rows else (where, rate)
         if rate != first[1]:
             rule = f"must have the sample rate {first[1]} of {first[0]}"
-            refuse(str(file.path), rule, str(rate), "resample it")
-        pieces.append(file.piece(samples[:, None]))  # [samples, 1]
-    return from_pieces(folder, pieces)
+            refuse(where, rule, str(rate), "resample it")
+        rows.append(samples[:, None])  # [samples, 1]
+    return rows
 
 
 def _samples(block: Block) -> np.ndarray:

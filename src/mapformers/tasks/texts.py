@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from mapformers.tasks.hub_text import _load as load_hub
+from mapformers.tasks.hub import SPLIT_NAMES, open_hub
 from mapformers.tasks.labelled import (
-    SPLIT_NAMES,
-    SPLITS,
     Labelled,
     Piece,
     class_files,
+    class_name,
     from_blocks,
     from_pieces,
     read_bytes,
@@ -27,6 +26,7 @@ from mapformers.tasks.labelled import (
     refuse,
     refuse_form,
 )
+from mapformers.tasks.labelled_hub import from_hub, hub_items
 
 TABLES = (".csv", ".jsonl")
 NAMES = ", ".join(SPLIT_NAMES)
@@ -63,30 +63,15 @@ def read_texts(path: Path) -> Labelled:
     return from_blocks(path, blocks, [list(block.x) for block in blocks])
 
 
-def read_hub(source: str) -> Labelled:
+def read_hub_texts(source: str) -> Labelled:
     """The columns text and label of hf:NAME[,CONFIG], through `datasets`, which downloads.
 
     Raises MapformersError when the package, the data set or a column is missing, and for rows without text
     or label.
     """
-    name, _, config = source.removeprefix("hf:").partition(",")
-    if not name:
-        refuse("hf:", "needs a name", repr(source), "write hf:NAME or hf:NAME,CONFIG")
-    loaded = load_hub(source, name, config or None)
-    found = {SPLIT_NAMES[key]: key for key in loaded if key in SPLIT_NAMES}
-    if not found and len(loaded) == 1:
-        found = {"train": next(iter(loaded))}
-    records, splits = [], []
-    for split in (one for one in SPLITS if one in found):
-        rows = _hub_records(source, found[split], loaded[found[split]])
-        records.append(rows)
-        splits.append(split)
-    if not records:
-        refuse(source, "must have the split train", ", ".join(loaded), "choose another data set")
-    made = from_pieces(source, _pieces(records, splits), "row index")
-    left_out = sorted(set(loaded) - set(found.values()))
-    rule = made.rule + (f"; left out: {', '.join(left_out)}" if left_out else "")
-    return Labelled(made.splits, made.classes, rule, None)
+    data = open_hub(source)
+    items = hub_items(data, data.column("text"), data.column("label"))
+    return from_hub(data, [item.piece(_bytes_of(item.where, item.value)) for item in items])
 
 
 def _from_files(folder: Path) -> Labelled:
@@ -135,28 +120,21 @@ def _pieces(tables: Sequence[Sequence[Record]], splits: Sequence[str | None]) ->
                 rule = "must name a split as all rows or none"
                 refuse(record.where, rule, repr(record.split), f"write one of {NAMES}")
             own = _split(record) if has_split else split
-            pieces.append(Piece(_text(record), _label(record), str(index), own))
+            row, label = _bytes_of(record.where, record.text), class_name(record.where, record.label)
+            pieces.append(Piece(row, label, str(index), own))
     return pieces
 
 
-def _text(record: Record) -> np.ndarray:
+def _bytes_of(where: str, text: Any) -> np.ndarray:
     """uint8 [n]"""
-    if not isinstance(record.text, str) or not record.text:
-        got = "an empty text" if record.text == "" else type(record.text).__name__
-        refuse(record.where, "must have a text that is not empty", got, "give it text or leave it out")
+    if not isinstance(text, str) or not text:
+        got = "an empty text" if text == "" else type(text).__name__
+        refuse(where, "must have a text that is not empty", got, "give it text or leave it out")
     try:
-        return np.frombuffer(record.text.encode("utf-8"), np.uint8)
+        return np.frombuffer(text.encode("utf-8"), np.uint8)
     except UnicodeEncodeError as error:
-        got = f"{record.text[error.start]!a} at character {error.start}"
-        refuse(record.where, "must be text that UTF-8 can hold", got, "mend it or leave it out")
-
-
-def _label(record: Record) -> str:
-    """A name, or an integer as text."""
-    is_number = isinstance(record.label, int) and not isinstance(record.label, bool)
-    if not is_number and not (isinstance(record.label, str) and record.label.strip()):
-        refuse(record.where, "must have a label, a name or an integer", repr(record.label)[:60], "label it")
-    return str(record.label).strip()
+        got = f"{text[error.start]!a} at character {error.start}"
+        refuse(where, "must be text that UTF-8 can hold", got, "mend it or leave it out")
 
 
 def _split(record: Record) -> str:
@@ -218,21 +196,3 @@ def _json_records(path: Path) -> Iterator[Record]:
             got = f"the keys {', '.join(said)}"[:100] if isinstance(said, dict) else type(said).__name__
             refuse(where, "must be an object with text and label", got, "add the missing key")
         yield Record(where, said["text"], said["label"], said.get("split"))
-
-
-def _hub_records(source: str, name: str, data: Any) -> list[Record]:
-    """The rows of one split of a data set. Classes that are stored as numbers get their names back."""
-    for column in ("text", "label"):
-        if column not in data.column_names:
-            got = ", ".join(data.column_names)
-            refuse(f"{source} {name}", f"must have the column {column}", got, "use a file instead")
-    names = getattr(data.features["label"], "names", None)
-    records = []
-    for index, (text, label) in enumerate(zip(data["text"], data["label"], strict=True)):
-        where = f"{source} {name}[{index}]"
-        if names and label is not None:
-            if not 0 <= label < len(names):  # -1 marks a row whose label is kept secret
-                refuse(where, f"must have a label of 0 to {len(names) - 1}", str(label), "use a file instead")
-            label = names[label]
-        records.append(Record(where, text, label))
-    return records
