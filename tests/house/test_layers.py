@@ -36,7 +36,18 @@ ROW = {part: height for height, row in enumerate(ROWS) for part in row}
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 # Names on the package index that differ from the name to import.
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "linear_attention_transformer": "linear-attention-transformer",
+    "local_attention": "local-attention",
+    "nystrom_attention": "nystrom-attention",
+    "perceiver_pytorch": "perceiver-pytorch",
+    "performer_pytorch": "performer-pytorch",
+    "reformer_pytorch": "reformer-pytorch",
+    "routing_transformer": "routing-transformer",
+}
 
 
 def part_of(path: Path) -> str:

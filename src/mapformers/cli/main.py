@@ -7,6 +7,7 @@ import typer
 
 from mapformers.cli import catalog_commands, run_commands
 from mapformers.cli.audit_command import audit
+from mapformers.cli.bench_command import bench
 from mapformers.cli.doctor import doctor
 from mapformers.core.errors import MapformersError, require_known
 
@@ -25,6 +26,7 @@ COMMANDS = {
     "list": catalog_commands.list_entries,
     "show": catalog_commands.show,
     "audit": audit,
+    "bench": bench,
     "doctor": doctor,
 }
 for _name, _command in COMMANDS.items():
