@@ -8,6 +8,7 @@ import typer
 from mapformers.cli import catalog_commands, run_commands
 from mapformers.cli.audit_command import audit
 from mapformers.cli.bench_command import bench
+from mapformers.cli.compare_command import compare
 from mapformers.cli.doctor import doctor
 from mapformers.core.errors import MapformersError, require_known
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "show": catalog_commands.show,
     "audit": audit,
     "bench": bench,
+    "compare": compare,
     "doctor": doctor,
 }
 for _name, _command in COMMANDS.items():

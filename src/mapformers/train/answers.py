@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -174,17 +175,29 @@ def _batches(preset: Preset, split: str) -> Any:
         yield batch["input_ids"], batch["labels"]
 
 
-@torch.no_grad()
 def _judge(model: Any, preset: Preset, split: str, asked: Asked | None = None) -> tuple[float, float]:
-    """Share of right answers, and of sequences without a wrong one."""
+    """Share of right answers, and of sequences without a wrong one, on a split."""
+    total = preset.data.valid_examples if split == "valid" else preset.data.test_examples
+    tick = None if asked is None else asked.tick
+    return accuracy_of(model, _batches(preset, split), None if tick is None else lambda n: tick(n / total))
+
+
+@torch.no_grad()
+def accuracy_of(
+    model: Any, batches: Iterable[tuple[Tensor, Tensor]], seen_so_far: Callable[[int], object] | None = None
+) -> tuple[float, float]:
+    """Share of right answers, and of sequences without a wrong one, over (input_ids, labels) [B, N].
+
+    `seen_so_far` is told the number of sequences after each batch.
+    """
     device = next(model.parameters()).device
     right = total = whole = seen = 0
-    for tokens, labels in _batches(preset, split):
+    for tokens, labels in batches:
         made = model(input_ids=tokens.to(device), use_cache=False).logits[:, :-1].argmax(-1).cpu()
         target = labels[:, 1:]
         hit, counts = (made == target), target != IGNORED
         right, total = right + int(hit[counts].sum()), total + int(counts.sum())
         whole, seen = whole + int((hit | ~counts).all(1).sum()), seen + len(tokens)
-        if asked is not None and asked.tick is not None:
-            asked.tick(seen / (preset.data.valid_examples if split == "valid" else preset.data.test_examples))
+        if seen_so_far is not None:
+            seen_so_far(seen)
     return right / total, whole / seen

@@ -1,0 +1,94 @@
+"""A comparison as a table of 80 columns and as a picture."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from mapformers.report.style import looks, new_figure, save
+
+NAME = 35
+
+
+def sorted_rows(body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(spec, row) of the rows that have runs, the best first."""
+    done = [(text, row) for text, row in body["rows"].items() if row["runs"]]
+    sign = 1 if body["lower_is_better"] else -1
+    return sorted(done, key=lambda item: sign * item[1]["summary"]["score"]["mean"])
+
+
+def compare_table(body: dict[str, Any]) -> str:
+    """Score, speed, memory and parameters, the best row first; then recall among irrelevant tokens."""
+    rows = sorted_rows(body)
+    if not rows:
+        return "no run has ended"
+    unit = rows[0][1]["summary"]["unit"]
+    counted = next(iter(rows[0][1]["runs"].values())).get("counted") or "examples"
+    lines = [f"{'attention':<{NAME}} {unit[:17]:>17} {counted[:7] + '/s':>9} {'MB':>6} {'params':>9}"]
+    for text, row in rows:
+        one = row["summary"]
+        speed = "-" if one["speed"] is None else f"{one['speed']:,.0f}"
+        memory = "-" if one["peak_mb"] is None else f"{one['peak_mb']:,.0f}"
+        cells = f"{_figure(one['score']):>17} {speed:>9} {memory:>6} {row['parameters']:>9,}"
+        lines += _named(text, cells)
+    if any("robustness" in row["summary"] for _, row in rows):
+        lines += ["", *_robustness(rows)]
+    seeds = max(len(row["runs"]) for _, row in rows)
+    note = (
+        f"{body['task']}: mean and standard error over {seeds} seed{'s' * (seeds > 1)}; same start, data and "
+        "steps for all rows. Speed and MB (peak of the process, with Python and torch) are medians."
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(note, 80)])
+
+
+def save_plot(body: dict[str, Any], path: Path) -> None:
+    """Score against speed, and beside it recall among irrelevant tokens where there is any.
+
+    Raises MapformersError for another ending than .svg, .png, .pdf, and without matplotlib.
+    """
+    rows = sorted_rows(body)
+    robust = any("robustness" in row["summary"] for _, row in rows)
+    figure, axes = new_figure(5.6 if not robust else 11.0, 4.4, 2 if robust else 1)
+    for (text, row), look in zip(rows, looks(), strict=False):
+        one, name = row["summary"], text.partition("(")[0]
+        if one["speed"] is not None:
+            at = one["speed"], one["score"]["mean"]
+            axes[0].errorbar(
+                *at, yerr=one["score"]["standard_error"], color=look.colour, marker=look.marker, ms=5
+            )
+            axes[0].annotate(name, at, xytext=(6, 3), textcoords="offset points", fontsize=8)
+        if robust and "robustness" in one:
+            shares = [100 * float(share) for share in one["robustness"]]
+            means = [value["mean"] for value in one["robustness"].values()]
+            axes[1].plot(shares, means, look.dash, color=look.colour, marker=look.marker, ms=4, label=name)
+    counted = next(iter(rows[0][1]["runs"].values())).get("counted") or "examples" if rows else "examples"
+    axes[0].set_xscale("log")
+    axes[0].set_xlabel(f"{counted} per second in training")
+    axes[0].set_ylabel(rows[0][1]["summary"]["unit"] if rows else "")
+    if robust:
+        axes[1].set_xlabel("irrelevant tokens, %")
+        axes[1].set_ylabel("accuracy")
+        axes[1].legend(fontsize=7, ncols=2, frameon=False)
+    save(figure, path)
+
+
+def _robustness(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Accuracy by the share of irrelevant tokens."""
+    shares = next(list(row["summary"]["robustness"]) for _, row in rows if "robustness" in row["summary"])
+    head = " ".join(f"{f'{100 * float(share):.0f} %':>10}" for share in shares)
+    lines = [f"{'irrelevant tokens':<{NAME}} {head}"]
+    for text, row in rows:
+        if "robustness" in row["summary"]:
+            values = row["summary"]["robustness"].values()
+            lines += _named(text, " ".join(f"{value['mean']:>10.3f}" for value in values))
+    return lines
+
+
+def _named(text: str, cells: str) -> list[str]:
+    """A row; a long spec stands on a line of its own."""
+    if len(text) <= NAME:
+        return [f"{text:<{NAME}} {cells}"]
+    return [*textwrap.wrap(text, 80, subsequent_indent="  "), f"{'':<{NAME}} {cells}"]
+
+
+def _figure(value: dict[str, float]) -> str:
+    return f"{value['mean']:.4f} ± {value['standard_error']:.4f}"
