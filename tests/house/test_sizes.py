@@ -24,6 +24,7 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
     ("build.py", "block", "parameters"): FACE,
     ("cli/audit_command.py", "audit", "parameters"): "one for each option of the command",
     ("cli/bench_command.py", "bench", "parameters"): "one for each option of the command",
+    ("cli/choose_command.py", "choose", "parameters"): "one for each option of the command",
     ("cli/compare_command.py", "compare", "parameters"): "one for each option of the command",
     ("cli/run_commands.py", "train", "parameters"): "one for each option of the command",
     ("functional.py", "attend", "parameters"): FACE,

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,17 +48,19 @@ def compare(
     from mapformers.report.style import ENDINGS
     from mapformers.study.compare import Comparison
     from mapformers.study.compare import compare as run_comparison
-    from mapformers.study.table import compare_table, save_plot
 
     require(
         plot is None or plot.suffix in ENDINGS,
         f"compare: --plot must end in {', '.join(ENDINGS)}, got {plot}; change the ending",
     )
-    folder = output or Path("runs") / f"compare-{task}"
-    asked = Comparison(
-        task, tuple(attention or ()), folder, seeds, steps, tuple(set_ or ()), workers, allow_unequal
-    )
-    body = run_comparison(asked, json_, command_line("mapformers"), _say)
+    folder, given = output or Path("runs") / f"compare-{task}", tuple(attention or ())
+    asked = Comparison(task, given, folder, seeds, steps, tuple(set_ or ()), workers, allow_unequal)
+    _show(run_comparison(asked, json_, command_line("mapformers"), _say), json_, plot)
+
+
+def _show(body: dict[str, Any], json_: Path | None, plot: Path | None) -> None:
+    from mapformers.study.table import compare_table, save_plot
+
     print(compare_table(body))
     if plot is not None:
         save_plot(body, plot)

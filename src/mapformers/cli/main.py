@@ -8,6 +8,7 @@ import typer
 from mapformers.cli import catalog_commands, run_commands
 from mapformers.cli.audit_command import audit
 from mapformers.cli.bench_command import bench
+from mapformers.cli.choose_command import choose
 from mapformers.cli.compare_command import compare
 from mapformers.cli.doctor import doctor
 from mapformers.core.errors import MapformersError, require_known
@@ -28,6 +29,7 @@ COMMANDS = {
     "show": catalog_commands.show,
     "audit": audit,
     "bench": bench,
+    "choose": choose,
     "compare": compare,
     "doctor": doctor,
 }
