@@ -11,6 +11,7 @@ from mapformers.cli.bench_command import bench
 from mapformers.cli.choose_command import choose
 from mapformers.cli.compare_command import compare
 from mapformers.cli.doctor import doctor
+from mapformers.cli.inspect_command import inspect
 from mapformers.core.errors import MapformersError, require_known
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ COMMANDS = {
     "train": run_commands.train,
     "eval": run_commands.evaluate,
     "generate": run_commands.generate,
+    "inspect": inspect,
     "list": catalog_commands.list_entries,
     "show": catalog_commands.show,
     "audit": audit,
