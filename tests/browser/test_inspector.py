@@ -46,12 +46,15 @@ def test_a_click_shows_whom_it_sees_and_its_cluster(
 ) -> None:
     page = open_page(page_file)
     token(page, 40).click()
-    clusters = record.layers[1].heads[0].clusters
-    assert clusters is not None
+    head = record.layers[1].heads[0]
+    assert head.clusters is not None
+    assert head.looks_in is not None
     panel = page.locator("#selected").inner_text()
     assert "token 40" in panel
-    assert f"cluster {clusters[40]}" in panel
-    assert f"Cluster {clusters[40]}:" in page.locator("#mates").inner_text()
+    assert f"in cluster {head.clusters[40]} · looks into cluster {head.looks_in[40]}" in panel
+    count = int((head.clusters == head.looks_in[40]).sum()) - int(head.clusters[40] == head.looks_in[40])
+    mates = page.locator("#mates").inner_text()
+    assert f"In cluster {head.looks_in[40]}, where it looks: {count} others" in mates
     page.select_option("#layer", "0")
     page.select_option("#head", "0")
     rows = page.locator("#seen button")
@@ -108,7 +111,7 @@ def test_long_texts_stay_quick(tmp_path: Path, open_page: OpenPage) -> None:
     draw = np.random.Generator(np.random.PCG64(0))
     keys = np.maximum(0, np.arange(n)[None, :, None] - draw.integers(0, 500, (2, n, keep)))
     clusters = draw.integers(0, 16, n).astype(np.int32)
-    heads = tuple(HeadRecord("routing", 200.0, 3.0, clusters) for _ in range(2))
+    heads = tuple(HeadRecord("routing", 200.0, 3.0, clusters, clusters) for _ in range(2))
     layer = LayerRecord("layer", keys, np.full(keys.shape, 1 / keep), np.zeros((2, 2)), heads)
     tokens = draw.integers(97, 123, n).astype(np.uint8)
     tokens[::60] = 10

@@ -52,7 +52,13 @@ def test_a_record_holds_clusters_bits_and_what_each_token_sees() -> None:
     clusters = mixed.heads[0].clusters
     assert clusters is not None
     assert set(clusters.tolist()) <= {0, 1}
-    assert mixed.heads[1].clusters is None
+    assert mixed.heads[1].clusters is mixed.heads[1].looks_in is None
+    looks_in = mixed.heads[0].looks_in
+    assert looks_in is not None
+    seen = mixed.keys[0] >= 0
+    asked = np.broadcast_to(looks_in[:, None], mixed.keys[0].shape)[seen]
+    assert seen.any()
+    assert (clusters[mixed.keys[0][seen]] == asked).mean() > 0.4  # of two clusters that it looks into
     assert band.keys.shape == (2, n, 4)
     assert (band.keys <= np.arange(n)[:, None]).all(), "a causal layer sees what comes later"
     assert (np.arange(n)[:, None] - band.keys)[band.keys >= 0].max() <= 8
@@ -90,7 +96,7 @@ def test_the_page_holds_the_data_and_no_text_as_markup() -> None:
 
 def test_long_texts_have_wide_indices_and_stay_small() -> None:
     n = 70_000
-    head = HeadRecord("routing", 1.0, 1.0, np.zeros(n, np.int32))
+    head = HeadRecord("routing", 1.0, 1.0, *[np.zeros(n, np.int32)] * 2)
     keys = np.full((1, n, 2), n - 1)
     layer = LayerRecord("layer", keys, np.full((1, n, 2), 0.5), np.zeros((1, 1)), (head,))
     made = TextRecord(np.zeros(n, np.uint8), np.zeros(n, np.float32), (layer,), {"title": "", "about": ""})

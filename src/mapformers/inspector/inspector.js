@@ -58,7 +58,8 @@
     const other = layer().heads.find((head) => head.clusters !== null);
     return state.head < 0 && other ? other.clusters : null;
   };
-  const clusterOf = (i) => { const row = clusterRow(); return row === null ? NO_CLUSTER : halves("clusters-" + state.layer)[row * N + i]; };
+  const ofRow = (name, i) => { const row = clusterRow(); return row === null ? NO_CLUSTER : halves(name + "-" + state.layer)[row * N + i]; };
+  const clusterOf = (i) => ofRow("clusters", i), looksIn = (i) => ofRow("looks_in", i);
   const tint = (cluster) => `hsl(${(cluster * 137.5) % 360} var(--tint-s) var(--tint-l))`;
 
   // Weights between the selection and all others, summed over chosen tokens and heads: a map from token to weight.
@@ -152,7 +153,7 @@
     const box = at("selected"), list = at("seen"), mates = at("mates");
     list.replaceChildren();
     if (!state.chosen.length) return;
-    const i = state.chosen[state.chosen.length - 1], cluster = clusterOf(i), [before, own, after] = snippet(i);
+    const i = state.chosen[state.chosen.length - 1], cluster = looksIn(i), [before, own, after] = snippet(i);
     box.replaceChildren();
     const quoted = element("span"), bold = element("b", own), about = [`token ${number(i)}`];
     quoted.append(before, bold, after);
@@ -160,7 +161,8 @@
     quoted.style.whiteSpace = "pre-wrap";
     if (state.chosen.length > 1) about.unshift(`${state.chosen.length} tokens, the last`);
     about.push(`${bits[i].toFixed(2)} bits`);
-    if (cluster !== NO_CLUSTER) about.push(`cluster ${cluster}`);
+    if (clusterOf(i) !== NO_CLUSTER) about.push(`in cluster ${clusterOf(i)}`);
+    if (cluster !== NO_CLUSTER) about.push(`looks into cluster ${cluster}`);
     box.append(quoted, element("br"), element("span", about.join(" · "), "soft"));
     for (const [j, v] of strongest) {
       const item = element("li"), button = element("button"), [a, b, c] = snippet(j), text = element("span", undefined, "snippet");
@@ -180,7 +182,7 @@
     const row = clusterRow() * N, c = halves("clusters-" + state.layer), near = [];
     let count = 0, farthest = -1;
     for (let j = 0; j < N; j++) if (c[row + j] === cluster && j !== i) { count++; if (j < i) { if (farthest < 0) farthest = j; near.push(j); } }
-    mates.append(`Cluster ${cluster}: ${number(count)} others` + (farthest < 0 ? ", none before. " : `, the farthest ${number(i - farthest)} back. The nearest before: `));
+    mates.append(`In cluster ${cluster}, where it looks: ${number(count)} others` + (farthest < 0 ? ", none before. " : `, the farthest ${number(i - farthest)} back. The nearest before: `));
     for (const j of near.slice(-8).reverse()) {
       const button = element("button", shown[unitOf[j]]);
       button.type = "button";

@@ -32,10 +32,11 @@ def page_of(record: TextRecord) -> str:
         keys = np.where(layer.keys < 0, none, layer.keys)
         blobs[f"keys-{number}"] = keys.astype("<u4" if wide else "<u2")
         blobs[f"weights-{number}"] = np.rint(255 * layer.weights.clip(0, 1)).astype(np.uint8)
-        clusters = [head.clusters for head in layer.heads if head.clusters is not None]
-        if clusters:
-            stacked = np.stack(clusters)
-            blobs[f"clusters-{number}"] = np.where(stacked < 0, NO_CLUSTER, stacked).astype("<u2")
+        for name in ("clusters", "looks_in"):
+            found = [getattr(head, name) for head in layer.heads if head.clusters is not None]
+            if found:
+                stacked = np.stack(found)
+                blobs[f"{name}-{number}"] = np.where(stacked < 0, NO_CLUSTER, stacked).astype("<u2")
     data = "".join(_blob(name, values) for name, values in blobs.items())
     return (
         _asset("inspector.html")

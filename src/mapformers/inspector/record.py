@@ -28,12 +28,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """One head: its mechanism, statistics, and the cluster of each token [N] int, None where it has none."""
+    """One head: its mechanism and statistics; where it has clusters, that in which each token can be found
+    [N] int, and that in which it looks itself [N] int (the first, if there are several); else None.
+    """
 
     mechanism: str
     horizon: float
     entropy: float
     clusters: np.ndarray | None
+    looks_in: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -93,22 +96,26 @@ def _layer(name: str, layer: MultiHeadAttention, call: Call, seen: Seen) -> Laye
         for head in range(share):
             at = len(heads)
             figures = float(seen.horizon[at]), float(seen.entropy[at])
-            clusters = None if mechanism.card.name in BY_PLACE else _clusters(plan, head)
-            heads.append(HeadRecord(mechanism.card.name, *figures, clusters))
+            found = (None, None) if mechanism.card.name in BY_PLACE else _clusters(plan, head)
+            heads.append(HeadRecord(mechanism.card.name, *figures, *found))
     return LayerRecord(
         name, seen.key.numpy(), seen.weight.numpy(), divergence(seen.sample).numpy(), tuple(heads)
     )
 
 
-def _clusters(plan: Plan, head: int) -> np.ndarray | None:
-    """[N] the segment that a query names first: its cluster in routing, its bucket in Reformer."""
-    parts = (part for part in parts_of(plan) if isinstance(part, Windows))
-    segment = next((part.query_segment for part in parts if part.query_segment is not None), None)
-    if segment is None:
-        return None
-    of_head: Tensor = segment[0, head if segment.shape[1] > 1 else 0]
-    first = of_head if of_head.dim() == 1 else of_head[:, 0]
-    return first.numpy().astype(np.int32)
+def _clusters(plan: Plan, head: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The segments [N] of keys and of queries: clusters, or buckets in Reformer; the first of several."""
+    for part in parts_of(plan):
+        if isinstance(part, Windows) and part.query_segment is not None and part.key_segment is not None:
+            return _first(part.key_segment, head), _first(part.query_segment, head)
+    return None, None
+
+
+def _first(segment: Tensor, head: int) -> np.ndarray:
+    """[N] of [1, H or G, N] or [1, H or G, N, r]; a head of keys serves several of queries at most."""
+    of_head = segment[0, min(head, segment.shape[1] - 1)]
+    found: np.ndarray = (of_head if of_head.dim() == 1 else of_head[:, 0]).numpy().astype(np.int32)
+    return found
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ Time and memory at a length are read off the measured points, straight between l
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from mapformers import mechanism, spec
 from mapformers.catalog import MECHANISMS
 from mapformers.core.card import Card
 from mapformers.core.errors import require, require_known
-from mapformers.core.mechanism import Mechanism, Shape
+from mapformers.core.mechanism import Shape
 from mapformers.measure.specs import spec_at
 
 # Task -> (preset to begin with, whether it has to look things up, mechanisms that are made for it)
@@ -148,8 +149,11 @@ def _judged(
     return Choice(card.name, text, round(points, 3), tuple(reasons), seconds, memory, out)
 
 
-def _learns(made: Mechanism) -> bool:
-    bound = made.bind(Shape(2, 2, 8))
+@functools.cache
+def _learns(name: str) -> bool:
+    """Whether it has parameters, at the length at which they are fewest."""
+    (part,) = spec.parse(spec_at(name, 64))
+    bound = mechanism(part.name, **part.options).bind(Shape(2, 2, 8))
     return any(parameter.requires_grad for parameter in bound.parameters())
 
 
@@ -187,7 +191,7 @@ def _why_not(card: Card, text: str, question: Question, memory: float | None) ->
             question.pretrained and card.name in NO_SOFTMAX,
             "weighs keys by other weights than a softmax: a trained model has to be trained anew",
         ),
-        (question.pretrained and _learns(made), "has parameters of its own, which have to be trained first"),
+        (question.pretrained and _learns(card.name), "has parameters of its own, which have to be trained first"),
         (
             question.memory_mb is not None and memory is not None and memory > question.memory_mb,
             f"needs about {memory or 0:,.0f} MB",
