@@ -44,8 +44,37 @@ def more_tables() -> str:
     rows = {row: f"`{one['spec']}`" for row, one in newest("recall-64-8")["rows"].items()}
     parts = (family_speed("sparse"), family_speed("compact"), recall(rows), duplication())
     parts = (*parts, features(), capacity(), clusters(), set_regression())
-    parts = (*parts, score_terms(), head_studies(), decode_heads(), *other_tasks(), audits())
+    parts = (*parts, score_terms(), head_studies(), decode_heads(), *other_tasks(), bench(), audits())
     return "\n\n".join(parts) + "\n"
+
+
+def bench() -> str:
+    """Every mechanism, and packages of others, by `mapformers bench`."""
+    found = newest("bench")
+    lengths = sorted({int(n) for rows in found["points"].values() for n in rows})
+    rows = {}
+    for name, points in found["points"].items():
+        own, last = found["summary"][name], points[str(lengths[-1])]
+        cells = [
+            f"{point['core']['times_faster']:.1f}x" if "core" in point else point.get("red", "left out")
+            for point in (points[str(n)] for n in lengths)
+        ]
+        crossed = own["crossover"]
+        crossing = "none" if crossed is None else f"{crossed:,.0f}" if crossed else f"{lengths[0]:,} or less"
+        growth = "" if own["growth_time"] is None else f"{own['growth_time']:.2f}"
+        decode = last.get("decode") or points[str(lengths[-2])].get("decode")
+        token = f"{1000 * decode['min']:.1f} ms" if decode else ""
+        memory = f"{last['peak_mb']:,.0f} MB" if last.get("peak_mb") is not None else ""
+        rows[f"`{name}`"] = [*cells, crossing, growth, token, memory]
+    settings = found["settings"]
+    title = (
+        f"`mapformers bench`: times faster than torch's full attention, forward and backward, "
+        f"{settings['heads']} heads of {settings['head_dim']}, {settings['dtype']}; tokens from which it is "
+        f"faster; p in time ~ n^p; decoding one token; memory of a pass at {lengths[-1]:,} tokens. Packages of "
+        "others stand below; left out: a pass would take over half a minute"
+    )
+    head = ["", *(f"{n:,}" for n in lengths), "faster from", "grows as", "a token", "memory"]
+    return table(title, head, rows, found)
 
 
 def audits() -> str:
