@@ -70,8 +70,8 @@ def bench() -> str:
     title = (
         f"`mapformers bench`: times faster than torch's full attention, forward and backward, "
         f"{settings['heads']} heads of {settings['head_dim']}, {settings['dtype']}; tokens from which it is "
-        f"faster; p in time ~ n^p; decoding one token; memory of a pass at {lengths[-1]:,} tokens. Packages of "
-        "others stand below; left out: a pass would take over half a minute"
+        f"faster; p in time ~ n^p; decoding one token; memory of a pass at {lengths[-1]:,} tokens. Packages "
+        "of others stand below; left out: a pass would take over half a minute"
     )
     head = ["", *(f"{n:,}" for n in lengths), "faster from", "grows as", "a token", "memory"]
     return table(title, head, rows, found)

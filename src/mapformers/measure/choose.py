@@ -191,7 +191,10 @@ def _why_not(card: Card, text: str, question: Question, memory: float | None) ->
             question.pretrained and card.name in NO_SOFTMAX,
             "weighs keys by other weights than a softmax: a trained model has to be trained anew",
         ),
-        (question.pretrained and _learns(card.name), "has parameters of its own, which have to be trained first"),
+        (
+            question.pretrained and _learns(card.name),
+            "has parameters of its own, which have to be trained first",
+        ),
         (
             question.memory_mb is not None and memory is not None and memory > question.memory_mb,
             f"needs about {memory or 0:,.0f} MB",
