@@ -12,6 +12,7 @@ from mapformers.cli.choose_command import choose
 from mapformers.cli.compare_command import compare
 from mapformers.cli.doctor import doctor
 from mapformers.cli.inspect_command import inspect
+from mapformers.cli.map_command import map_
 from mapformers.core.errors import MapformersError, require_known
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ COMMANDS = {
     "bench": bench,
     "choose": choose,
     "compare": compare,
+    "map": map_,
     "doctor": doctor,
 }
 for _name, _command in COMMANDS.items():

@@ -4,8 +4,8 @@ Rules, each of which gives a reason in words:
   left out   what refuses what is asked for (causal, decoding, cross-attention, the weights of a pretrained
              model), and what needs more memory than there is
   points     the doublings by which it is faster than full attention at that length; 4 times the measured
-             accuracy in recall where the task has to look something up; 2 where a mechanism is made for the
-             task; 1 where its memory in decoding does not grow
+             accuracy in recall, but for tasks that need not look anything up; 2 where a mechanism is made
+             for the task; 1 where its memory in decoding does not grow
 Time and memory at a length are read off the measured points, straight between logarithms and beyond them.
 """
 
@@ -139,9 +139,8 @@ def _judged(
         reasons.append(_said_speed(faster, question.length))
     else:
         reasons.append("speed not measured")
-    if question.task is not None:
-        more, said = _for_task(card.name, question.task, recall)
-        points, reasons = points + more, reasons + said
+    more, said = _for_task(card.name, question.task, recall)
+    points, reasons = points + more, reasons + said
     if question.decode and card.name not in GROWING:
         points += FLAT_POINTS
         reasons.append("memory in decoding does not grow")
@@ -163,8 +162,8 @@ def _said_speed(faster: float, n: int) -> str:
     return f"{1 / faster:.1f}x slower than full attention at {n:,} tokens"
 
 
-def _for_task(name: str, task: str, recall: dict[str, Any] | None) -> tuple[float, list[str]]:
-    _, looks_up, made_for = TASKS[task]
+def _for_task(name: str, task: str | None, recall: dict[str, Any] | None) -> tuple[float, list[str]]:
+    _, looks_up, made_for = ("", True, ()) if task is None else TASKS[task]
     points, reasons = 0.0, []
     accuracy = recall_of(name, recall) if looks_up else None
     if accuracy is not None:
