@@ -53,6 +53,7 @@ readme: $(RUN_STAMP) ## write the README's tables anew, from the catalog and fro
 pictures: $(RUN_STAMP) ## draw docs/pictures anew
 	$(BIN)/python tools/pictures.py docs/pictures
 	$(BIN)/python tools/curves.py docs/pictures
+	$(BIN)/python tools/table_pictures.py docs/pictures/results
 
 clean: ## remove .venv and what the tools cached; runs/ stays
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,10 +5,11 @@ python tools/readme_results.py --write    put them between the markers of both p
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,21 +35,50 @@ def newest(name: str) -> dict[str, Any]:
     return found
 
 
-def tables() -> str:
+class Table(NamedTuple):
+    """A table: its title, the heads of its columns, rows by name, and the results that it is made of."""
+
+    title: str
+    head: list[str]
+    rows: dict[str, list[str]]
+    found: tuple[dict[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        """For a file: the first words of the title."""
+        words = re.sub(r"<[^>]*>", "", self.title).lower()
+        return "-".join(re.sub(r"[^a-z0-9]+", " ", words).split()[:6])
+
+    @property
+    def source(self) -> str:
+        """Date, machine and commands."""
+        machine, commands = self.found[0]["machine"], ", ".join(f"`{one['command']}`" for one in self.found)
+        return (
+            f"{self.found[0]['date']}, {machine['processor']}, {machine['threads']} of {machine['cores']} "
+            f"cores, torch {machine['torch']}: {commands}"
+        )
+
+    def markdown(self) -> str:
+        """The table with its title and its source."""
+        lines = [self.head, ["---"] * len(self.head), *([name, *cells] for name, cells in self.rows.items())]
+        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return f"{self.title}:\n\n{body}\n\n{self.source}"
+
+
+def tables() -> list[Table]:
     """Of the README: speed, then recall, then what leaks."""
-    return "\n\n".join((speed(), recall(ROWS), coin_flips())) + "\n"
+    return [speed(), recall(ROWS), coin_flips()]
 
 
-def more_tables() -> str:
+def more_tables() -> list[Table]:
     """Of docs/results.md: whole families."""
     rows = {row: f"`{one['spec']}`" for row, one in newest("recall-64-8")["rows"].items()}
-    parts = (family_speed("sparse"), family_speed("compact"), recall(rows), duplication())
-    parts = (*parts, features(), capacity(), clusters(), set_regression())
-    parts = (*parts, score_terms(), head_studies(), decode_heads(), *other_tasks(), bench(), audits())
-    return "\n\n".join(parts) + "\n"
+    parts = [family_speed("sparse"), family_speed("compact"), recall(rows), duplication()]
+    parts += [features(), capacity(), clusters(), set_regression()]
+    return [*parts, score_terms(), head_studies(), decode_heads(), *other_tasks(), bench(), audits()]
 
 
-def bench() -> str:
+def bench() -> Table:
     """Every mechanism, and packages of others, by `mapformers bench`."""
     found = newest("bench")
     lengths = sorted({int(n) for rows in found["points"].values() for n in rows})
@@ -77,7 +107,7 @@ def bench() -> str:
     return table(title, head, rows, found)
 
 
-def audits() -> str:
+def audits() -> Table:
     """What later tokens do to earlier outputs, in packages of others and in the map."""
     ours, found = newest("audit"), newest("audit-peers")
     rows = {}
@@ -109,7 +139,7 @@ def _worst(subject: dict[str, Any], kind: str) -> float | None:
     return max(measured, default=None)
 
 
-def score_terms() -> str:
+def score_terms() -> Table:
     """Time of a band with a score term beside the band without one."""
     found = newest("score-terms")
     settings = found["settings"]
@@ -124,7 +154,7 @@ def score_terms() -> str:
     return table(title, ["term", "time", "beside no term"], rows, found)
 
 
-def head_studies() -> str:
+def head_studies() -> Table:
     """Small byte models beside their plain twins."""
     found = newest("head-studies")
     rows = {
@@ -143,14 +173,14 @@ def head_studies() -> str:
     return table(title, ["model", "parameters", "bits per byte"], rows, found)
 
 
-def other_tasks() -> list[str]:
+def other_tasks() -> list[Table]:
     """Tasks beside language: each group of which there is a result."""
     return [
         task_group(name, title) for name, title in TASKS.items() if any(RESULTS.glob(f"*-tasks-{name}.json"))
     ]
 
 
-def task_group(name: str, title: str) -> str:
+def task_group(name: str, title: str) -> Table:
     """The rows of a group, and those that need no model."""
     found = newest(f"tasks-{name}")
     figures = found["figures"]
@@ -171,7 +201,7 @@ def task_group(name: str, title: str) -> str:
     return table(title, ["model", "parameters", *(key.replace("_", " ") for key in figures)], rows, found)
 
 
-def decode_heads() -> str:
+def decode_heads() -> Table:
     """Cache and time with fewer key/value heads."""
     found = newest("decode-heads")
     first = found["decode"]["multi_head"]
@@ -191,7 +221,7 @@ def decode_heads() -> str:
     return table(title, ["projection", "kept", "smaller", "a token"], rows, found)
 
 
-def features() -> str:
+def features() -> Table:
     """Error of random features by their number."""
     found = newest("features")
     rows = {name: [f"{one['mean']:.4f}" for one in row.values()] for name, row in found["rows"].items()}
@@ -203,7 +233,7 @@ def features() -> str:
     return table(title, ["random rows", *(f"{m:,}" for m in settings["counts"])], rows, found)
 
 
-def capacity() -> str:
+def capacity() -> Table:
     """Error of retrieval by the number of keys, for keys written once and twice."""
     found = newest("capacity")
     tasks = {task: found["settings"][task].split(",") for task in ("unique", "rewritten")}
@@ -219,7 +249,7 @@ def capacity() -> str:
     return table(title, ["", *head], rows, found)
 
 
-def clusters() -> str:
+def clusters() -> Table:
     """Error of clustered attention in a trained encoder."""
     found = newest("clusters")
     rows = {
@@ -234,7 +264,7 @@ def clusters() -> str:
     return table(title, ["", *map(str, found["settings"]["clusters"])], rows, found)
 
 
-def set_regression() -> str:
+def set_regression() -> Table:
     """The maximum of a set, by encoder and pooling."""
     found = newest("set-regression")
     rows = {
@@ -249,7 +279,7 @@ def set_regression() -> str:
     return table(title, ["", "error"], rows, found)
 
 
-def family_speed(family: str) -> str:
+def family_speed(family: str) -> Table:
     """Forward and backward beside SDPA, where that is crossed, and memory."""
     found = newest(f"speed-{family}")
     shortest = min(int(n) for n in found["seconds"])
@@ -274,7 +304,7 @@ def family_speed(family: str) -> str:
     )
 
 
-def duplication() -> str:
+def duplication() -> Table:
     """Accuracy of every trained row by what it is evaluated with."""
     found = newest("duplication-256")
     seen = list(next(iter(found["rows"].values()))["by_rounds"])
@@ -293,7 +323,7 @@ def duplication() -> str:
     )
 
 
-def speed() -> str:
+def speed() -> Table:
     """Forward and backward beside causal SDPA."""
     found = newest("speed")
     rows = {
@@ -310,7 +340,7 @@ def speed() -> str:
     )
 
 
-def recall(titles: dict[str, str]) -> str:
+def recall(titles: dict[str, str]) -> Table:
     """Mean accuracy over seeds, with its standard error, of the rows named; empty where one was not run."""
     found = [newest(name) for name in RECALL]
 
@@ -328,7 +358,7 @@ def recall(titles: dict[str, str]) -> str:
     )
 
 
-def coin_flips() -> str:
+def coin_flips() -> Table:
     """The loss on fresh coin flips: nobody who sees only the past gets below ln 2."""
     found = newest("coin-flips")
     rows = {}
@@ -345,19 +375,12 @@ def coin_flips() -> str:
     )
 
 
-def table(title: str, head: list[str], rows: dict[str, list[str]], *found: dict[str, Any]) -> str:
-    """A Markdown table with where it comes from."""
-    machine = found[0]["machine"]
-    lines = [head, ["---"] * len(head), *([f"{name}", *cells] for name, cells in rows.items())]
-    body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    commands = ", ".join(f"`{one['command']}`" for one in found)
-    return (
-        f"{title}:\n\n{body}\n\n{found[0]['date']}, {machine['processor']}, {machine['threads']} of "
-        f"{machine['cores']} cores, torch {machine['torch']}: {commands}"
-    )
+def table(title: str, head: list[str], rows: dict[str, list[str]], *found: dict[str, Any]) -> Table:
+    """A table out of results."""
+    return Table(title, head, rows, found)
 
 
-PAGES: dict[Path, Callable[[], str]] = {
+PAGES: dict[Path, Callable[[], list[Table]]] = {
     ROOT / "README.md": tables,
     ROOT / "docs" / "results.md": more_tables,
 }
@@ -367,7 +390,8 @@ def written(page: Path) -> str:
     """The page as it should read."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{PAGES[page]()}\n{END}{after}"
+    text = "\n\n".join(one.markdown() for one in PAGES[page]())
+    return f"{before}{BEGIN}\n{text}\n\n{END}{after}"
 
 
 if __name__ == "__main__":
@@ -375,4 +399,4 @@ if __name__ == "__main__":
         if "--write" in sys.argv:
             path.write_text(written(path), encoding="utf-8")
         else:
-            print(made())
+            print("\n\n".join(one.markdown() for one in made()))

@@ -1,6 +1,7 @@
 """What is made from the catalogue is fresh."""
 
 import runpy
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,16 @@ def test_the_table_of_combinations_is_fresh() -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "combinations.py"))
     page = (ROOT / "docs" / "combinations.md").read_text(encoding="utf-8")
     assert tool["written"]() == page, "the table is stale; run: make readme"
+
+
+@pytest.mark.slow
+def test_every_table_of_results_is_a_picture_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool = runpy.run_path(str(ROOT / "tools" / "table_pictures.py"))
+    drawn = tool["draw_all"](tmp_path, (".svg",))
+    held = {path.name for path in (ROOT / "docs" / "pictures" / "results").glob("*.svg")}
+    assert {path.name for path in tmp_path.iterdir()} == held, "pictures are missing; run: make pictures"
+    assert len(drawn) == len(held) > 20
 
 
 @pytest.mark.slow
