@@ -39,9 +39,9 @@ def compare(
 
     \b
     Examples:
-      mapformers compare mqar --attention full --attention "routing(clusters=4, window=16)"
-      mapformers compare stdlib --attention map --workers 2 --json compare.json --plot compare.svg
-      mapformers compare listops --attention linear --attention "band(window=16)" --seeds 1 --steps 200
+      mapformers compare mqar --attention full --attention "band(window=8)"
+      mapformers compare stdlib --attention map --workers 2 --json stdlib.json
+      mapformers compare listops --attention linear --attention full --seeds 1
     """
     from mapformers.core.errors import require
     from mapformers.measure.facts import command_line
