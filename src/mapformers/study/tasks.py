@@ -41,7 +41,7 @@ TASKS = {
         (1, 2, 3),
         lower_is_better=True,
     ),
-    "mqar": StudyTask("mqar", ("training.eval_every=400", "training.save_every=1200"), (1,)),
+    "mqar": StudyTask("mqar", ("training.eval_every=400", "training.save_every=800"), (1,)),
     "passkey": StudyTask("passkey", (), (2,)),
 }
 
