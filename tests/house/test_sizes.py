@@ -26,6 +26,7 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
     ("cli/bench_command.py", "bench", "parameters"): "one for each option of the command",
     ("cli/choose_command.py", "choose", "parameters"): "one for each option of the command",
     ("cli/compare_command.py", "compare", "parameters"): "one for each option of the command",
+    ("cli/inspect_command.py", "inspect", "parameters"): "one for each option of the command",
     ("cli/run_commands.py", "train", "parameters"): "one for each option of the command",
     ("functional.py", "attend", "parameters"): FACE,
     ("functional.py", "dense_weights", "parameters"): FACE,

@@ -128,7 +128,7 @@ def test_the_command_writes_a_page(trained: Path, tmp_path: Path, capsys: pytest
         (["--text", str(tmp_path / "none.txt")], "must be readable"),
         (["--tokens", "5"], "must be START:END"),
         (["--tokens", "5:6"], "must be START:END"),
-        (["--keep", "0"], "--keep must lie in 1..64"),
+        (["--keep", "0"], "--keep must lie in 1..1024"),
     ):
         assert run(["inspect", str(trained), *words]) == 2
         error = capsys.readouterr().err

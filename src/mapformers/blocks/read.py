@@ -107,6 +107,16 @@ class Read(nn.Module):
         fed = self.feed_forward(self.feed_norm(x))
         return x + F.dropout(fed, self.sizes.dropout, self.training)
 
+    def weights(self, x: Tensor, context: Tensor, context_is_real: Tensor | None = None) -> Tensor:
+        """[B, H, N, M] how much each row of x reads of each token of a context: to look at, as a whole."""
+        assert self.context_norm is not None
+        q = self._heads(self.query(self.query_norm(x)))
+        k = self._heads(self.key(self.context_norm(context)))
+        scores = at_least_float32(q @ k.transpose(-1, -2)) * default_scale(q.shape[-1])
+        if context_is_real is not None:
+            scores = scores.masked_fill(~context_is_real[:, None, None], float("-inf"))
+        return scores.softmax(-1).nan_to_num(0.0)
+
     def _attended(self, y: Tensor, context: Tensor, real: Tensor | None, portion: int | None) -> Tensor:
         """[B, N, v] values of all heads."""
         q = self._heads(self.query(y))

@@ -2,11 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from mapformers.train.loading import Trained
+
 SAMPLE = 2000  # bytes of the validation text, where no file is named
+KEPT = {"text": 8, "example": 64}  # of each token, where --keep does not say
 
 
 def inspect(
@@ -20,44 +24,101 @@ def inspect(
     tokens: Annotated[
         str | None, typer.Option(help="a part of the text, in bytes", metavar="START:END")
     ] = None,
-    keep: Annotated[int, typer.Option(help="strongest tokens kept of each", metavar="N")] = 8,
+    example: Annotated[
+        int | None, typer.Option(help="of classes and images: which one [default: 0]", metavar="K")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, valid or test [default: test]", metavar="NAME")
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(help="strongest tokens kept of each [default: 8, of examples 64]", metavar="N"),
+    ] = None,
 ) -> None:
-    """What a trained language model attends to in a text, as one page that opens from disk.
+    """What a trained model attends to, as one page that opens from disk.
 
-    Tokens in the colours of their clusters; of each token whom it sees, who sees it, its cluster mates and
-    what it cost; for each head how far it looks. Weights are those that are used, whatever the mechanism.
+    Of a language model: tokens in the colours of their clusters; of each token whom it sees, who sees it,
+    its cluster mates and what it cost. Of a classifier, a Perceiver or a model of images: an example of its
+    data, and which pixels, samples or bytes each latent reads or each place sees.
 
     \b
     Examples:
       mapformers inspect runs/demo
       mapformers inspect runs/book --text chapter.txt --output chapter.html
       mapformers inspect runs/book --text book.txt --tokens 10000:14000
+      mapformers inspect runs/digits --example 7
     """
     from mapformers.core.errors import require
+    from mapformers.train.loading import load_trained
+
+    require(keep is None or 1 <= keep <= 1024, f"inspect: --keep must lie in 1..1024, got {keep}; use 8")
+    trained = load_trained(run)
+    of_text = {"--text": text, "--tokens": tokens}
+    is_text = _is_text(trained, of_text, {"--example": example, "--split": split})
+    path = output or trained.run.path / "inspect.html"
+    if is_text:
+        _inspect_text(trained, text, tokens, keep or KEPT["text"], path)
+    else:
+        _inspect_example(trained, example or 0, split or "test", keep or KEPT["example"], path)
+    print("open it in a browser; it needs no network")
+
+
+def _is_text(trained: "Trained", of_text: dict[str, object], of_examples: dict[str, object]) -> bool:
+    """Whether a run reads a text, and not an example; options of the other kind are refused."""
+    from mapformers.core.errors import require
+    from mapformers.inspector.example import SHOWN
+
+    task = trained.run.preset.task
+    is_text = task == "language-model"
+    require(
+        is_text or task in SHOWN,
+        f"inspect: RUN must be of language-model, {' or '.join(SHOWN)}, got one of {task}; "
+        "inspect another run",
+    )
+    other = "models of labelled examples and of images" if is_text else "a language model"
+    for option, given in (of_examples if is_text else of_text).items():
+        require(given is None, f"inspect: {option} is for {other}, got a run of {task}; leave it out")
+    return is_text
+
+
+def _inspect_text(trained: "Trained", text: Path | None, tokens: str | None, keep: int, path: Path) -> None:
     from mapformers.inspector.page import page_of
     from mapformers.inspector.record import record_text
     from mapformers.tasks.corpus import load_corpus
-    from mapformers.train.loading import load_trained
 
-    require(1 <= keep <= 64, f"inspect: --keep must lie in 1..64, got {keep}; use 8")
-    trained = load_trained(run)
-    preset = trained.run.preset
-    require(
-        preset.task == "language-model",
-        f"inspect: RUN must hold a language model, got one for {preset.task}; inspect another run",
-    )
     said = str(text) if text is not None else "the beginning of its validation text"
     read = _read(text) if text is not None else bytes(load_corpus(trained.run.data).split("valid")[:SAMPLE])
     first, last = _part(tokens, len(read))
-    count = sum(parameter.numel() for parameter in trained.model.parameters())
     part = f", bytes {first:,} to {last:,}" if tokens else ""
-    name = f"{trained.run.path.resolve().name}, step {trained.step:,}, {count:,} parameters"
-    facts = {"title": f"{preset.name}: {Path(said).name}", "about": f"{name}; reads {said}{part}"}
+    facts = {
+        "title": f"{trained.run.preset.name}: {Path(said).name}",
+        "about": f"{_model(trained)}; reads {said}{part}",
+    }
     record = record_text(trained.model, read[first:last], keep, facts, _progress)
-    path = output or trained.run.path / "inspect.html"
     size, mean = _write(path, page_of(record)), float(record.bits[1:].mean())
     print(f"{path}: {last - first:,} bytes of text, {size:.1f} MB, {mean:.3f} bits per byte")
-    print("open it in a browser; it needs no network")
+
+
+def _inspect_example(trained: "Trained", number: int, split: str, keep: int, path: Path) -> None:
+    from mapformers.inspector.example import example_of
+    from mapformers.inspector.picture import picture_page, record_picture
+
+    example = example_of(trained, number, split)
+    facts = {
+        "title": f"{trained.run.preset.name}: {example.said}",
+        "about": _model(trained),
+        "label": "" if example.label is None else trained.model.config.id2label[example.label],
+    }
+    record = record_picture(trained.model, example, keep, facts, _progress)
+    size, shown = _write(path, picture_page(record)), len(record.reads) + len(record.layers)
+    kind = "reads" if record.reads else "layers"
+    said = f", says {record.answer[0][0]} for {facts['label']}" if record.answer else ""
+    print(f"{path}: {example.said}, {shown} {kind}, {size:.1f} MB{said}")
+
+
+def _model(trained: "Trained") -> str:
+    count = sum(parameter.numel() for parameter in trained.model.parameters())
+    return f"{trained.run.path.resolve().name}, step {trained.step:,}, {count:,} parameters"
 
 
 def _read(path: Path) -> bytes:

@@ -1,15 +1,12 @@
-"""The inspector's page: one file, no network; data stand in it as base64 of little-endian arrays."""
+"""The inspector's page of a text."""
 
 from __future__ import annotations
 
-import base64
-import html
-import json
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
+from mapformers.inspector.filled import filled
 from mapformers.inspector.record import LayerRecord, TextRecord
 
 NO_CLUSTER = 65535
@@ -37,14 +34,7 @@ def page_of(record: TextRecord) -> str:
             if found:
                 stacked = np.stack(found)
                 blobs[f"{name}-{number}"] = np.where(stacked < 0, NO_CLUSTER, stacked).astype("<u2")
-    data = "".join(_blob(name, values) for name, values in blobs.items())
-    return (
-        _asset("inspector.html")
-        .replace("/*style*/", _asset("inspector.css"))
-        .replace("<!--title-->", html.escape(str(record.facts.get("title", "inspector"))))
-        .replace("<!--data-->", _json("facts", facts) + data)
-        .replace("/*script*/", _asset("inspector.js"))
-    )
+    return filled("inspector", facts, blobs)
 
 
 def _facts_of(layer: LayerRecord) -> dict[str, Any]:
@@ -61,18 +51,3 @@ def _facts_of(layer: LayerRecord) -> dict[str, Any]:
         )
         row += has
     return {"name": layer.name, "heads": heads, "divergence": np.round(layer.divergence, 4).tolist()}
-
-
-def _blob(name: str, values: np.ndarray) -> str:
-    text = base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
-    return f'<script type="application/octet-stream" id="{name}">{text}</script>\n'
-
-
-def _json(name: str, value: Any) -> str:
-    """JSON that no text can end: "<" and the line ends of old scripts are written as escapes."""
-    text = json.dumps(value).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    return f'<script type="application/json" id="{name}">{text}</script>\n'
-
-
-def _asset(name: str) -> str:
-    return (resources.files("mapformers.inspector") / name).read_text(encoding="utf-8")

@@ -65,15 +65,29 @@ class TextRecord:
 def record_text(model: Any, text: bytes, keep: int, facts: dict[str, Any], say: Say) -> TextRecord:
     """Run a causal language model in evaluation mode over a text, and keep what its layers attended to.
 
-    Raises MapformersError for an empty text and for models without layers that attend.
+    Raises MapformersError for an empty text and for models without layers that attend by heads.
     """
     require(len(text) > 1, f"inspect: the text must have 2 bytes or more, got {len(text)}; give another file")
     tokens = torch.tensor(list(text))
-    with _calls(model) as calls:
-        logits = model(input_ids=tokens[None], use_cache=False).logits[0]
-    require(bool(calls), "inspect: the model must have layers of attention, got none; use another run")
-    nats = torch.nn.functional.cross_entropy(logits[:-1].float(), tokens[1:], reduction="none")
+    out, layers, notes = record_layers(
+        model, lambda: model(input_ids=tokens[None], use_cache=False), keep, say
+    )
+    require(bool(layers), f"inspect: a layer must be readable, got none{_why(notes)}; use another run")
+    nats = torch.nn.functional.cross_entropy(out.logits[0, :-1].float(), tokens[1:], reduction="none")
     bits = torch.cat([torch.zeros(1), nats / math.log(2)])
+    return TextRecord(tokens.numpy().astype(np.uint8), bits.numpy(), tuple(layers), facts, tuple(notes))
+
+
+@torch.no_grad()
+def record_layers(
+    model: Any, forward: Callable[[], Any], keep: int, say: Say
+) -> tuple[Any, list[LayerRecord], list[str]]:
+    """What `forward` returns, the layers that attend by heads in it (batch 1), and what is not shown and why.
+
+    keep   strongest keys of each token
+    """
+    with _calls(model) as calls:
+        out = forward()
     layers, notes = [], []
     for number, (name, layer, call) in enumerate(calls, 1):
         said = f"layer {number} of {len(calls)}"
@@ -83,11 +97,14 @@ def record_text(model: Any, text: bytes, keep: int, facts: dict[str, Any], say: 
             notes.append(f"{name} is not shown: {error}")
             continue
         layers.append(_layer(name, layer, call, seen))
-    require(bool(layers), f"inspect: a layer must be readable, got none: {'; '.join(notes)}; use another run")
-    blocks = len(getattr(model.model, "layers", calls))
+    blocks = len(getattr(getattr(model, "model", None), "layers", calls))
     if blocks > len(calls):
         notes.append(f"{blocks - len(calls)} of {blocks} layers do not attend by heads and are not shown")
-    return TextRecord(tokens.numpy().astype(np.uint8), bits.numpy(), tuple(layers), facts, tuple(notes))
+    return out, layers, notes
+
+
+def _why(notes: list[str]) -> str:
+    return f": {'; '.join(notes)}" if notes else ""
 
 
 def _layer(name: str, layer: MultiHeadAttention, call: Call, seen: Seen) -> LayerRecord:

@@ -64,7 +64,7 @@ class Classification(Task):
     def feed(self, preset: Preset, folder: Path) -> Feed:
         """Examples in an order of their own for each pass."""
         examples = load_examples(folder / "train")
-        order = _order(preset, examples)
+        order = order_of(preset, examples)
 
         def get(index: int) -> tuple[np.ndarray, int]:
             row = examples.row(index)
@@ -251,7 +251,7 @@ def _adapter(preset: Preset, facts: dict[str, Any] | None) -> dict[str, Any] | N
     return {"kind": "grid", "shape": shape, "channels": facts["channels"] if facts else 1, **given}
 
 
-def _order(preset: Preset, examples: Examples) -> np.ndarray | None:
+def order_of(preset: Preset, examples: Examples) -> np.ndarray | None:
     """A fixed order of the places of every row, where the preset asks for one."""
     if not preset.data.permute:
         return None
@@ -269,7 +269,7 @@ def _judge(
     model: Any, preset: Preset, examples: Examples, asked: Asked | None = None
 ) -> tuple[float, float, int]:
     """Accuracy, mean loss and number of examples; rows of like lengths go together."""
-    order, device = _order(preset, examples), next(model.parameters()).device
+    order, device = order_of(preset, examples), next(model.parameters()).device
     lengths = np.diff(examples.ends, prepend=0)
     places = np.argsort(lengths, kind="stable")
     right, loss, done = 0, 0.0, 0

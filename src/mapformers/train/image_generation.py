@@ -66,7 +66,7 @@ class ImageGeneration(Task):
         examples = load_examples(folder / "train")
 
         def get(index: int) -> dict[str, Tensor]:
-            tokens = _tokens(examples, index)
+            tokens = image_tokens(examples, index)
             return {"input_ids": tokens, "labels": tokens}
 
         return Feed(Shuffled(len(examples), get, preset.training.seed))
@@ -134,7 +134,7 @@ class ImageGeneration(Task):
         prompt.write(_drawings(model, 1, prompt.seed, prompt.temperature))
 
 
-def _tokens(examples: Examples, index: int) -> Tensor:
+def image_tokens(examples: Examples, index: int) -> Tensor:
     """[1 + n] the start and the values of an image, 0 .. 255."""
     values = np.rint(examples.row(index).reshape(-1) * (LEVELS - 1)).clip(0, LEVELS - 1)
     return torch.from_numpy(np.concatenate([[START], values]).astype(np.int64))
@@ -146,7 +146,7 @@ def _bits(model: Any, examples: Examples, asked: Asked | None = None) -> tuple[f
     total, count, device = 0.0, len(examples), next(model.parameters()).device
     for start in range(0, count, BATCH):
         part = range(start, min(start + BATCH, count))
-        tokens = torch.stack([_tokens(examples, i) for i in part]).to(device)
+        tokens = torch.stack([image_tokens(examples, i) for i in part]).to(device)
         total += float(model(input_ids=tokens, labels=tokens, use_cache=False).loss) * len(part)
         if asked is not None and asked.tick is not None:
             asked.tick((start + len(part)) / count)
@@ -156,7 +156,7 @@ def _bits(model: Any, examples: Examples, asked: Asked | None = None) -> tuple[f
 def _counted(train: Examples, test: Examples) -> dict[str, float]:
     """Bits per dimension of two tables of counts with one more for each value."""
     seen, asked = (
-        torch.stack([_tokens(part, i)[1:] for i in range(len(part))]) for part in (train, test)
+        torch.stack([image_tokens(part, i)[1:] for i in range(len(part))]) for part in (train, test)
     )  # [images, n]
     anywhere = torch.bincount(seen.flatten(), minlength=LEVELS).double() + 1
     anywhere = -(anywhere / anywhere.sum()).log2()
