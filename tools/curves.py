@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from mapformers.report.style import looks, new_figure, save
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 DATE = len("2026-01-01-")
@@ -29,25 +28,24 @@ def newest_charts() -> dict[str, list[dict[str, Any]]]:
 
 
 def draw(charts: list[dict[str, Any]], path: Path) -> None:
-    """Axes side by side, in each a line for each name."""
-    figure = Figure(figsize=(0.6 + 5.2 * len(charts), 4.0), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    left = None
-    for number, chart in enumerate(charts):
-        left = axes = figure.add_subplot(1, len(charts), number + 1, sharey=left)
-        for name, points in chart["lines"].items():
+    """Axes side by side on one scale, in each a line for each name."""
+    figure, axes = new_figure(0.6 + 5.2 * len(charts), 4.0, len(charts))
+    for one, chart in zip(axes, charts, strict=True):
+        if one is not axes[0]:
+            one.sharey(axes[0])
+        for (name, points), look in zip(chart["lines"].items(), looks(), strict=False):
             xs, ys = zip(*points, strict=True)
-            dashed = name.startswith("m^")
-            axes.plot(xs, ys, "--" if dashed else "-", marker="" if dashed else "o", ms=4, label=name)
+            is_rule = name.startswith("m^")
+            marker, dash = ("", ":") if is_rule else (look.marker, look.dash)
+            one.plot(xs, ys, dash, color="grey" if is_rule else look.colour, marker=marker, ms=4, label=name)
         if chart.get("log") in ("x", "both"):
-            axes.set_xscale("log", base=2)
+            one.set_xscale("log", base=2)
         if chart.get("log") == "both":
-            axes.set_yscale("log")
-        axes.set_xlabel(chart["x"])
-        axes.set_ylabel(chart["y"])
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(path, metadata={"Software": None})
+            one.set_yscale("log")
+        one.set_xlabel(chart["x"])
+        one.set_ylabel(chart["y"])
+        one.legend(fontsize=8, frameon=False)
+    save(figure, path)
 
 
 if __name__ == "__main__":

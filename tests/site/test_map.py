@@ -68,6 +68,8 @@ def test_lines_join_what_exists_and_nothing_derives_from_itself() -> None:
         ("w[i,j] = q_i.k_j", [("plain", "w[i,j] = q"), ("sub", "i"), ("plain", ".k"), ("sub", "j")]),
         ("2^(-8(h+1)/H) |i-j|", None),
         ("x^2 <= D^(1/4)", [("plain", "x"), ("sup", "2"), ("plain", " \u2264 D"), ("sup", "1/4")]),
+        ("argmax x^.mu", [("plain", "argmax x\u0302.\u03bc")]),
+        ("the last `window` keys", [("plain", "the last "), ("i", "window"), ("plain", " keys")]),
         ("plain words", [("plain", "plain words")]),
     ],
 )

@@ -10,7 +10,7 @@ from mapformers.core.errors import MapformersError, require
 ENDINGS = (".svg", ".png", ".pdf")
 # Okabe and Ito: people with any colour vision tell these apart. Without the yellow, too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")  # one more than colours, so that pairs come back late
 DASHES = ("-", "--", "-.", ":")
 FONT = {"font.size": 9, "font.family": "DejaVu Sans", "svg.fonttype": "none", "svg.hashsalt": "mapformers"}
 

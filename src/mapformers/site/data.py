@@ -38,6 +38,7 @@ GREEK = {
 _MARK = re.compile(
     r"(?P<sub>(?<=[A-Za-z'\])])_(?:\((?P<sub_in>[^()]*)\)|(?P<sub_one>[A-Za-z0-9]+)))"
     r"|(?P<sup>\^(?:\((?P<sup_in>[^()]*)\)|(?P<sup_one>-?[A-Za-z0-9]+)))"
+    r"|`(?P<option>[^`]*)`|(?P<hat>[A-Za-z])\^(?=[ .,)]|$)"
     r"|(?P<word>\b(?:" + "|".join(GREEK) + r")(?=\b|_))|(?P<sign><=|>=|<-|!=)"
 )
 SIGNS = {"<=": "≤", ">=": "≥", "<-": "←", "!=": "≠"}
@@ -74,7 +75,7 @@ def map_data(where: Traversable | None = None) -> dict[str, Any]:
 
 
 def formula_parts(text: str) -> list[tuple[str, str]]:
-    """A formula of a card as (plain | sub | sup, text), with Greek letters and signs."""
+    """A formula of a card as (plain | sub | sup | i, text), with Greek letters, hats and signs."""
     parts: list[tuple[str, str]] = []
     end = 0
     for match in _MARK.finditer(text):
@@ -84,6 +85,10 @@ def formula_parts(text: str) -> list[tuple[str, str]]:
         if found["sub"] or found["sup"]:
             kind = "sub" if found["sub"] else "sup"
             parts.append((kind, found[f"{kind}_in"] or found[f"{kind}_one"] or ""))
+        elif found["option"]:
+            parts.append(("i", found["option"]))
+        elif found["hat"]:
+            parts.append(("plain", found["hat"] + "\N{COMBINING CIRCUMFLEX ACCENT}"))
         else:
             parts.append(("plain", GREEK.get(match[0], "") or SIGNS[match[0]]))
         end = match.end()

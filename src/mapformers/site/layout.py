@@ -6,11 +6,11 @@ from mapformers.core.card import Card
 
 # The survey's families by row, each with its number of columns.
 ROWS: tuple[tuple[tuple[str, int], ...], ...] = (
-    (("baseline", 1), ("sparse, position-based", 4), ("sparse, content-based", 2)),
-    (("linearised", 2), ("prototype", 1), ("compressed memory", 2), ("low rank", 2)),
-    (("attention with prior", 4), ("improved multi-head", 3)),
+    (("baseline", 1), ("sparse, position-based", 3), ("sparse, content-based", 2)),
+    (("linearised", 2), ("prototype", 1), ("compressed memory", 2), ("low rank", 1)),
+    (("attention with prior", 3), ("improved multi-head", 3)),
 )
-CELL, LINE, PAD, TITLE, GAP = 196, 62, 16, 44, 26  # units of the drawing
+CELL, LINE, PAD, TITLE, GAP = 220, 54, 16, 44, 22  # units of the drawing
 RADIUS = 9
 
 

@@ -24,7 +24,7 @@
   data.regions.forEach(region);
   for (const line of data.lines) {
     const a = places.get(line.parent), b = places.get(line.child), bend = Math.max(24, Math.abs(a.x - b.x) / 3);
-    const path = svgPart("path", { class: "derives", d: `M${a.x},${a.y} C${a.x - bend},${a.y + (b.y - a.y) / 4} ${b.x - bend},${b.y - (b.y - a.y) / 4} ${b.x},${b.y}` }, map);
+    const path = svgPart("path", { class: line.parent === "full" ? "derives base" : "derives", d: `M${a.x},${a.y} C${a.x - bend},${a.y + (b.y - a.y) / 4} ${b.x - bend},${b.y - (b.y - a.y) / 4} ${b.x},${b.y}` }, map);
     svgPart("title", {}, path, `${line.child} from ${line.parent}: ${line.why}`);
     curves.push({ ...line, path });
   }

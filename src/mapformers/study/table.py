@@ -41,34 +41,45 @@ def compare_table(body: dict[str, Any]) -> str:
 
 
 def save_plot(body: dict[str, Any], path: Path) -> None:
-    """Score against speed, and beside it recall among irrelevant tokens where there is any.
+    """Score with its standard error, and speed, a line for each row; recall among irrelevant tokens beside it
+    where there is any.
 
     Raises MapformersError for another ending than .svg, .png, .pdf, and without matplotlib.
     """
     rows = sorted_rows(body)
     robust = any("robustness" in row["summary"] for _, row in rows)
-    figure, axes = new_figure(5.6 if not robust else 11.0, 4.4, 2 if robust else 1)
-    for (text, row), look in zip(rows, looks(), strict=False):
-        one, name = row["summary"], text.partition("(")[0]
-        if one["speed"] is not None:
-            at = one["speed"], one["score"]["mean"]
-            axes[0].errorbar(
-                *at, yerr=one["score"]["standard_error"], color=look.colour, marker=look.marker, ms=5
-            )
-            axes[0].annotate(name, at, xytext=(6, 3), textcoords="offset points", fontsize=8)
+    figure, axes = new_figure(11.5 if robust else 7.5, 1.0 + 0.26 * max(8, len(rows)), 3 if robust else 2)
+    marked = list(zip(_names(rows), rows, looks(), strict=False))
+    for place, (_, (_, row), look) in enumerate(marked):
+        one = row["summary"]
+        value, error = one["score"]["mean"], one["score"]["standard_error"]
+        axes[0].errorbar(value, place, xerr=error, color=look.colour, marker=look.marker, ms=5)
+        axes[1].barh(place, one["speed"] or 0.0, color=look.colour, height=0.6)
         if robust and "robustness" in one:
             shares = [100 * float(share) for share in one["robustness"]]
-            means = [value["mean"] for value in one["robustness"].values()]
-            axes[1].plot(shares, means, look.dash, color=look.colour, marker=look.marker, ms=4, label=name)
+            means = [found["mean"] for found in one["robustness"].values()]
+            axes[2].plot(shares, means, look.dash, color=look.colour, marker=look.marker, ms=4)
+    for one in axes[:2]:
+        one.set_ylim(len(rows) - 0.5, -0.5)
+        one.set_yticks(
+            range(len(rows)), [name for name, _, _ in marked] if one is axes[0] else [""] * len(rows)
+        )
     counted = next(iter(rows[0][1]["runs"].values())).get("counted") or "examples" if rows else "examples"
-    axes[0].set_xscale("log")
-    axes[0].set_xlabel(f"{counted} per second in training")
-    axes[0].set_ylabel(rows[0][1]["summary"]["unit"] if rows else "")
+    axes[0].set_xlabel(rows[0][1]["summary"]["unit"] if rows else "")
+    axes[1].set_xlabel(f"{counted} per second in training")
     if robust:
-        axes[1].set_xlabel("irrelevant tokens, %")
-        axes[1].set_ylabel("accuracy")
-        axes[1].legend(fontsize=7, ncols=2, frameon=False)
+        axes[2].set_xlabel("irrelevant tokens, %")
+        axes[2].set_ylabel("accuracy")
     save(figure, path)
+
+
+def _names(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Specs, or names alone where those are long and tell the rows apart."""
+    short = [text.partition("(")[0] for text, _ in rows]
+    return [
+        text if len(text) <= NAME - 5 or short.count(name) > 1 else f"{name}(..)"
+        for name, (text, _) in zip(short, rows, strict=True)
+    ]
 
 
 def _robustness(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
