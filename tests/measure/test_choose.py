@@ -44,7 +44,7 @@ def test_figures_between_and_beyond_the_measured_lengths() -> None:
 
 
 def test_the_order_follows_speed_and_recall() -> None:
-    made = bench(full=0.25, band=4.0, routing=2.0)
+    made = bench(full=0.5, band=4.0, routing=2.0)
     names = [one.name for one in choose(Question(4096, causal=True), made, None)]
     assert names[:2] == ["band", "routing"]
     found = recall(full=1.0, band=0.0, routing=1.0)
@@ -52,7 +52,15 @@ def test_the_order_follows_speed_and_recall() -> None:
     ranked = choose(asked, made, found)
     assert [one.name for one in ranked[:3]] == ["routing", "full", "band"]
     assert "accuracy 1.00 in recall" in ranked[0].reasons
-    assert ranked[0].points == pytest.approx(3 + 4)  # 8 times faster, and all answers right
+    assert ranked[0].points == pytest.approx(3.003 + 4)  # 8 times faster, and all answers right
+    assert "recall not measured" in ranked[3].reasons
+
+
+def test_beyond_a_point_speed_breaks_ties_only() -> None:
+    made = bench(band=64.0, linear=256.0)  # 256 and 1,024 times faster
+    fast, less = choose(Question(4096, causal=True), made, None)[:2]
+    assert (fast.name, less.name) == ("linear", "band")
+    assert fast.points - less.points == pytest.approx(0.002)
 
 
 def test_what_cannot_is_left_out_with_its_reason() -> None:

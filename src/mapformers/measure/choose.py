@@ -34,6 +34,8 @@ TASKS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
     "series": ("forecast", False, ("informer",)),
 }
 RECALL_POINTS, FITTING_POINTS, FLAT_POINTS = 4.0, 2.0, 1.0
+# A doubling of speed is a point; beyond 64 times the rest of a model takes the time, so it breaks ties only.
+MOST_SPEED_POINTS, TIE_POINTS = 6.0, 0.001
 NO_SOFTMAX = ("linear", "rfa", "delta")  # weights from feature maps; performer's estimate a softmax
 GROWING = (
     "full",
@@ -135,7 +137,8 @@ def _judged(
     )
     points, reasons = 0.0, []
     if faster is not None:
-        points += math.log2(faster)
+        doublings = math.log2(faster)
+        points += min(doublings, MOST_SPEED_POINTS) + TIE_POINTS * doublings
         reasons.append(_said_speed(faster, question.length))
     else:
         reasons.append("speed not measured")
@@ -169,6 +172,8 @@ def _for_task(name: str, task: str | None, recall: dict[str, Any] | None) -> tup
     if accuracy is not None:
         points += RECALL_POINTS * accuracy
         reasons.append(f"accuracy {accuracy:.2f} in recall")
+    elif looks_up and recall is not None:
+        reasons.append("recall not measured")
     if name in made_for:
         points += FITTING_POINTS
         reasons.append(f"made for {task}")
