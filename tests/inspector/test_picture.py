@@ -13,6 +13,7 @@ import torch
 
 from mapformers.blocks.read import Read, ReadSizes
 from mapformers.cli.main import run
+from mapformers.core.errors import MapformersError
 from mapformers.inspector.example import WIDE, Example, example_of
 from mapformers.inspector.picture import PictureRecord, picture_page, record_picture
 from mapformers.train.loading import Trained, load_trained
@@ -117,6 +118,27 @@ def test_sound_and_text_go_on_line_by_line(tmp_path: Path, preset: str, lines: i
         np.testing.assert_allclose(record.reads[0].weights.sum(-1), 1, atol=1e-5)
     assert (example.glyphs is None) == bool(record.reads)
     assert "</html>" in picture_page(record)
+
+
+@pytest.mark.parametrize("preset", ["perceiver-bytes", "masked-bytes"])
+def test_hidden_bytes_of_a_text(tmp_path: Path, preset: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"in the beginning was the word, and the word was long enough. " * 100)
+    sizes = ("model.latents=4", "model.latent_size=16", "model.depth=1", "model.latent_heads=2")
+    sizes = sizes if preset.startswith("perceiver") else SMALL
+    settings = (*STEPS, *sizes, f"data.source={text}", "data.context=100")
+    train(Request(preset, tmp_path / "run", settings=settings))
+    trained = load_trained(tmp_path / "run")
+    example, record = recorded(trained, 2)
+    assert "window 2 of 3" in example.said
+    assert example.glyphs is not None
+    assert example.glyphs.shape == (100,)
+    assert "".join(map(chr, example.glyphs)) in text.read_text()
+    hidden = (example.inputs["input_ids"][0].numpy() - 6 != example.glyphs).sum()
+    assert 3 <= hidden <= 30
+    assert bool(record.reads) == preset.startswith("perceiver")
+    with pytest.raises(MapformersError, match=r"must lie in 0\.\.2, got 3"):
+        example_of(trained, 3, "test")
 
 
 def test_many_places_are_shown_by_areas() -> None:

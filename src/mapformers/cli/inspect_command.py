@@ -25,7 +25,7 @@ def inspect(
         str | None, typer.Option(help="a part of the text, in bytes", metavar="START:END")
     ] = None,
     example: Annotated[
-        int | None, typer.Option(help="of classes and images: which one [default: 0]", metavar="K")
+        int | None, typer.Option(help="which example, of models that read such [default: 0]", metavar="K")
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="train, valid or test [default: test]", metavar="NAME")
@@ -38,8 +38,8 @@ def inspect(
     """What a trained model attends to, as one page that opens from disk.
 
     Of a language model: tokens in the colours of their clusters; of each token whom it sees, who sees it,
-    its cluster mates and what it cost. Of a classifier, a Perceiver or a model of images: an example of its
-    data, and which pixels, samples or bytes each latent reads or each place sees.
+    its cluster mates and what it cost. Of a classifier, a Perceiver, a masked model or one of images: an
+    example of its data, and which pixels, samples or bytes each latent reads or each place sees.
 
     \b
     Examples:
@@ -72,10 +72,9 @@ def _is_text(trained: "Trained", of_text: dict[str, object], of_examples: dict[s
     is_text = task == "language-model"
     require(
         is_text or task in SHOWN,
-        f"inspect: RUN must be of language-model, {' or '.join(SHOWN)}, got one of {task}; "
-        "inspect another run",
+        f"inspect: RUN must be of language-model, {', '.join(SHOWN)}, got one of {task}; inspect another run",
     )
-    other = "models of labelled examples and of images" if is_text else "a language model"
+    other = "models that read examples" if is_text else "a language model"
     for option, given in (of_examples if is_text else of_text).items():
         require(given is None, f"inspect: {option} is for {other}, got a run of {task}; leave it out")
     return is_text

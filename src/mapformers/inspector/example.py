@@ -7,20 +7,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mapformers.core.errors import require, require_known
 from mapformers.models.adapters.options import GridInput, input_options
+from mapformers.models.losses import IGNORED
 from mapformers.models.perceiver.model import PerceiverPreTrainedModel
+from mapformers.tasks.corpus import load_corpus
 from mapformers.tasks.examples import Examples, load_examples
 from mapformers.train.classification import SPLITS, collate, facts_of, order_of
 from mapformers.train.image_generation import image_tokens
 from mapformers.train.loading import Trained
+from mapformers.train.masked_language_model import BYTES, hidden_bytes
 from mapformers.train.presets import Preset
+from mapformers.train.shuffled import seed_of
 
 WIDE = 48  # cells in a line of what has no shape of its own
 MOST_CELLS = 4096  # a picture of more places is shown by areas
-SHOWN = ("classification", "image-generation")  # tasks whose examples can be laid out
+SHOWN = (
+    "classification",
+    "image-generation",
+    "masked-language-model",
+)  # tasks whose examples can be laid out
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ def example_of(trained: Trained, number: int, split: str) -> Example:
     """
     preset, folder = trained.run.preset, trained.run.data
     require_known("inspect", "--split", split, SPLITS)
+    if preset.task == "masked-language-model":
+        return _hidden_text(trained, number, split)
     examples = load_examples(folder / split)
     require(
         0 <= number < len(examples),
@@ -63,6 +74,24 @@ def example_of(trained: Trained, number: int, split: str) -> Example:
     if preset.task == "image-generation":
         return _generated(examples, number, facts, said)
     return _labelled(trained.model, preset, examples, number, facts, said)
+
+
+def _hidden_text(trained: Trained, number: int, split: str) -> Example:
+    """Window `number` of a text, which the model reads with some bytes hidden; the picture shows them all."""
+    preset, length = trained.run.preset, trained.run.preset.data.context
+    text = load_corpus(trained.run.data).split(split)
+    count = max(1, len(text) // length)
+    require(
+        0 <= number < count, f"inspect: --example must lie in 0..{count - 1}, got {number}; choose another"
+    )
+    part = np.array(text[number * length : (number + 1) * length], dtype=np.uint8)
+    tokens = torch.from_numpy(part.astype(np.int64)) + BYTES
+    made = hidden_bytes(tokens, seed_of(preset.training.seed, number))
+    cell, cells = _areas((-(-len(part) // WIDE), WIDE), False)
+    asked = int((made["labels"] != IGNORED).sum())
+    said = f"window {number:,} of {count:,} ({split} of {preset.data.source}), {asked} bytes hidden"
+    inputs = {"input_ids": made["input_ids"][None]}
+    return Example(inputs, cells, cell[: len(part)], None, part, said, None)
 
 
 def _generated(examples: Examples, number: int, facts: dict[str, Any], said: str) -> Example:

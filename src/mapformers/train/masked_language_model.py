@@ -41,7 +41,7 @@ class Masked(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         tokens = self.windows[index]["input_ids"] + BYTES
-        return _hidden(tokens, seed_of(self.seed, index))
+        return hidden_bytes(tokens, seed_of(self.seed, index))
 
 
 class MaskedLanguageModel(LanguageModel):
@@ -133,8 +133,8 @@ class MaskedLanguageModel(LanguageModel):
         Task.generate(self, model, folder, prompt)
 
 
-def _hidden(tokens: Tensor, seed: int) -> dict[str, Tensor]:
-    """input_ids and labels [n] of a window [n]."""
+def hidden_bytes(tokens: Tensor, seed: int) -> dict[str, Tensor]:
+    """input_ids and labels [n] of a window [n] of tokens, some of them hidden."""
     generator = torch.Generator().manual_seed(seed)
     inputs, labels = mask_tokens(tokens, MASK, VOCABULARY, generator, SHARE)
     return {"input_ids": inputs, "labels": labels}
@@ -151,7 +151,7 @@ def _judge(
     for begin in range(0, len(starts), BATCH):
         part = starts[begin : begin + BATCH]
         rows = [
-            _hidden(
+            hidden_bytes(
                 torch.from_numpy(text[i : i + context].astype(np.int64)) + BYTES,
                 seed_of(preset.training.seed, i),
             )
