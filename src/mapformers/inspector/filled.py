@@ -23,7 +23,7 @@ def filled(name: str, facts: Mapping[str, Any], blobs: Mapping[str, np.ndarray])
         .replace("/*style*/", _asset("inspector.css"))
         .replace("<!--title-->", html.escape(str(facts.get("title", "inspector"))))
         .replace("<!--data-->", _json("facts", facts) + data)
-        .replace("/*script*/", _asset(f"{name}.js"))
+        .replace("/*script*/", _asset("shared.js") + _asset(f"{name}.js"))
     )
 
 

@@ -1,14 +1,4 @@
-"use strict";
 (() => {
-  const at = (id) => document.getElementById(id);
-  const facts = JSON.parse(at("facts").textContent);
-  const bytesOf = (id) => {
-    const text = atob(at(id).textContent);
-    const bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    return bytes;
-  };
-  const lazy = (make) => { const held = new Map(); return (id) => { if (!held.has(id)) held.set(id, make(bytesOf(id))); return held.get(id); }; };
   const whole = lazy((b) => (facts.wide ? new Uint32Array(b.buffer) : new Uint16Array(b.buffer)));
   const small = lazy((b) => b);
   const halves = lazy((b) => new Uint16Array(b.buffer));
@@ -84,7 +74,6 @@
     const u = unitOf[i], a = Math.max(0, u - 10), b = Math.min(starts.length, u + 9);
     return [shown.slice(a, u).join(""), shown[u], shown.slice(u + 1, b).join("")];
   };
-  const element = (name, text, type) => { const e = document.createElement(name); if (text !== undefined) e.textContent = text; if (type) e.className = type; return e; };
   const number = (x) => x.toLocaleString("en");
 
   const textBox = at("text"), linesBox = at("lines");

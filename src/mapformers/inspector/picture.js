@@ -1,17 +1,5 @@
-"use strict";
 (() => {
-  const at = (id) => document.getElementById(id);
-  const facts = JSON.parse(at("facts").textContent);
-  const held = new Map();
-  const bytesOf = (id) => {
-    if (!held.has(id)) {
-      const text = atob(at(id).textContent), bytes = new Uint8Array(text.length);
-      for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-      held.set(id, bytes);
-    }
-    return held.get(id);
-  };
-  const wholes = (id) => new Int32Array(bytesOf(id).buffer), halves = (id) => new Float32Array(bytesOf(id).buffer);
+  const small = lazy((b) => b), wholes = lazy((b) => new Int32Array(b.buffer)), halves = lazy((b) => new Float32Array(b.buffer));
   const [LINES, COLUMNS] = facts.cells, CELLS = LINES * COLUMNS, PLACES = facts.places;
   const cellOf = wholes("cell"), placesOf = Array.from({ length: CELLS }, () => []);
   for (let i = 0; i < PLACES; i++) if (cellOf[i] >= 0) placesOf[cellOf[i]].push(i);
@@ -27,7 +15,7 @@
 
   // Weights over cells, a mean over heads: of a latent (or all), or of the places of a cell.
   const ofLatent = (latent, chosen) => {
-    const found = new Float32Array(CELLS), shares = bytesOf("reads-" + state.view), scale = halves("scale-" + state.view);
+    const found = new Float32Array(CELLS), shares = small("reads-" + state.view), scale = halves("scale-" + state.view);
     const all = latent < 0 ? Array.from({ length: view().latents }, (_, l) => l) : [latent];
     for (const h of chosen) for (const l of all) {
       const row = h * view().latents + l, factor = scale[row] / 255 / all.length / chosen.length;
@@ -52,7 +40,6 @@
   };
   const current = (chosen = heads()) => (isRead() ? ofLatent(state.latent, chosen) : ofCell(state.cell, chosen));
 
-  const element = (name, text, type) => { const e = document.createElement(name); if (text !== undefined) e.textContent = text; if (type) e.className = type; return e; };
   const where = (c) => {
     const place = placesOf[c][0];
     return glyphs ? `“${glyph(glyphs[place])}” at ${place}` : facts.sound ? `place ${c}` : `line ${Math.floor(c / COLUMNS)}, column ${c % COLUMNS}`;
