@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mapformers.study.table import sorted_rows
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN = "<!-- made by tools/readme_results.py: begin -->\n"
@@ -75,7 +77,16 @@ def more_tables() -> list[Table]:
     rows = {row: f"`{one['spec']}`" for row, one in newest("recall-64-8")["rows"].items()}
     parts = [family_speed("sparse"), family_speed("compact"), recall(rows), duplication()]
     parts += [features(), capacity(), clusters(), set_regression()]
-    return [*parts, score_terms(), head_studies(), decode_heads(), *other_tasks(), bench(), audits()]
+    return [
+        *parts,
+        score_terms(),
+        head_studies(),
+        decode_heads(),
+        *other_tasks(),
+        *comparisons(),
+        bench(),
+        audits(),
+    ]
 
 
 def bench() -> Table:
@@ -105,6 +116,38 @@ def bench() -> Table:
     )
     head = ["", *(f"{n:,}" for n in lengths), "faster from", "grows as", "a token", "memory"]
     return table(title, head, rows, found)
+
+
+def comparisons() -> list[Table]:
+    """Attentions beside each other in one model, by `mapformers compare`."""
+    return [
+        comparison(
+            "mqar",
+            "8 pairs in 64 tokens, 800 steps; then the accuracy among irrelevant tokens, of which training "
+            "had none",
+        ),
+        comparison("stdlib", "bytes of Python's library, three of four layers, 512 tokens, 200 steps"),
+    ]
+
+
+def comparison(task: str, said: str) -> Table:
+    """Score, speed and parameters of each attention, the best first."""
+    found = newest(f"compare-{task}")
+    rows, shares = {}, []
+    for spec, row in sorted_rows(found):
+        one = row["summary"]
+        shares = [share for share in one.get("robustness", {}) if float(share)]
+        recalled = [f"{one['robustness'][share]['mean']:.3f}" for share in shares]
+        score = f"{one['score']['mean']:.3f} +- {one['score']['standard_error']:.3f}"
+        rows[f"`{spec}`"] = [score, *recalled, f"{one['speed']:,.0f}", f"{row['parameters']:,}"]
+        unit, counted = one["unit"], next(iter(row["runs"].values()))["counted"]
+    seeds = max(len(row["runs"]) for row in found["rows"].values())
+    title = (
+        f"`mapformers compare {task}`: {said}; mean and standard error over {seeds} seeds, the same start, "
+        "data and order for all"
+    )
+    head = ["", unit, *(f"{100 * float(share):.0f} % irrelevant" for share in shares)]
+    return table(title, [*head, f"{counted} per second", "parameters"], rows, found)
 
 
 def audits() -> Table:

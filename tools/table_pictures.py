@@ -13,8 +13,10 @@ from typing import Any
 from readme_results import PAGES, Table, newest
 
 from mapformers.report.style import looks, new_figure, save
+from mapformers.study.table import save_plot
 
 CELL = 40  # most characters of a cell before it is broken
+COMPARED = ("compare-mqar", "compare-stdlib")
 SHOWN = ("full", "band", "routing", "reformer", "linear", "performer", "moba", "linformer", "nystrom")
 
 
@@ -90,7 +92,10 @@ def draw_all(folder: Path, endings: tuple[str, ...]) -> list[str]:
     for name, figure in figures.items():
         for ending in endings:
             save(figure, folder / f"{name}{ending}")
-    return list(figures)
+    for name in COMPARED:
+        for ending in endings:
+            save_plot(newest(name), folder / f"{name}{ending}")
+    return [*figures, *COMPARED]
 
 
 if __name__ == "__main__":
