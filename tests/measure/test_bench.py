@@ -146,8 +146,9 @@ def test_long_runs_are_repeated_less_often(monkeypatch: pytest.MonkeyPatch) -> N
     def takes(seconds: float) -> Callable[[], None]:
         return lambda: clock.update(now=clock["now"] + seconds)
 
-    times = point.alternate({"short": takes(0.1), "long": takes(5.0)}, 5)
-    assert times["short"] == {"min": pytest.approx(0.1), "median": pytest.approx(0.1), "runs": 5}
+    times = point.alternate({"shortest": takes(1 / 1024), "short": takes(1 / 8), "long": takes(5.0)}, 5)
+    assert times["shortest"]["runs"] == 40
+    assert times["short"] == {"min": pytest.approx(1 / 8), "median": pytest.approx(1 / 8), "runs": 5}
     assert times["long"]["runs"] == 2
     assert times["long"]["min"] == pytest.approx(5.0)
 

@@ -140,7 +140,7 @@ def test_the_command_trains_scores_and_goes_on(tmp_path: Path, capsys: pytest.Ca
     assert "irrelevant tokens" in shown.out
     assert "2/2  " in shown.err
     config = (tmp_path / "runs" / "linear-0" / "config.yaml").read_text()
-    assert "band(window=4)" in config
+    assert "band(window=1)" in config
     assert "linear" in config
     assert run([*words, "--json", str(file)]) == 0  # finished: nothing is trained again
     assert read_record(file, "compare")["rows"] == first

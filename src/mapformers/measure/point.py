@@ -33,7 +33,8 @@ SHORT = 300  # tokens of the comparison with the definition; no multiple of any 
 COUNTED = 1024  # most tokens at which FLOPs are counted
 PREFIX, STEPS = 4096, 24  # decoding: tokens before the first step, and steps
 LONGEST = 30.0  # seconds that a forward and backward may take; what is predicted to take longer is left out
-AT_ONCE = 1.0  # seconds; what takes longer needs no warm-up
+AT_ONCE = 1.0  # seconds; what takes longer needs no warm-up, and is run twice
+ENOUGH, MORE = 0.5, 8  # seconds in all; what took less is run again, in up to so many times the rounds
 # Largest deviation from the definition, relative to the largest output.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 3e-2}
 Run = Callable[[], object]
@@ -145,19 +146,24 @@ def alternate(runs: dict[str, Run], rounds: int) -> dict[str, dict[str, float]]:
     are warmed up, and repeated more often than long ones.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(rounds + 1):
-        for name in random.Random(repeat).sample(list(runs), len(runs)):
-            taken = times[name]
-            if repeat > 1 and min(taken) > 2 * AT_ONCE:
-                continue
+    for repeat in range(MORE * rounds + 1):
+        going = [name for name, taken in times.items() if not _is_enough(taken, repeat, rounds)]
+        for name in random.Random(repeat).sample(going, len(going)):
             start = time.perf_counter()
             runs[name]()
             seconds = time.perf_counter() - start
             if repeat or seconds > AT_ONCE:
-                taken.append(seconds)
+                times[name].append(seconds)
     return {
         name: {"min": min(t), "median": statistics.median(t), "runs": len(t)} for name, t in times.items()
     }
+
+
+def _is_enough(taken: list[float], repeat: int, rounds: int) -> bool:
+    """Whether a run with these times needs no further round."""
+    if repeat > 1 and min(taken) > AT_ONCE:
+        return True
+    return repeat > rounds and sum(taken) >= ENOUGH
 
 
 def _mechanism(text: str) -> Mechanism:
